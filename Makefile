@@ -1,0 +1,48 @@
+# Every target sets up what it needs: a fresh machine with Python 3.11 and make is enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RUN ?= runs/demo
+
+.PHONY: env demo test lint format nightly clean
+
+env: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("oculi needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	# torch first and pinned: a plain torch pulls gigabytes of CUDA packages.
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e '.[log,dev]'
+	touch $(STAMP)
+
+# The main job: pre-train with distillation, merge, score, fine-tune, score, report, one answer.
+demo: $(STAMP)
+	rm -rf $(RUN)
+	$(BIN)/oculi train vora_tiny stages.0.steps=$(DEMO_PRETRAIN) stages.1.steps=$(DEMO_FINETUNE) --out $(RUN)
+	$(BIN)/oculi eval $(RUN)/stages/0-pretrain --task playroom:1 --limit 600 --above-blind
+	$(BIN)/oculi testbed sample --split pairs --n 1 --out $(RUN)/unseen.png
+	$(BIN)/oculi chat $(RUN) --image $(RUN)/unseen.png "What is in the picture?"
+	@echo "the report: $(RUN)/report.html"
+
+DEMO_PRETRAIN ?= 300
+DEMO_FINETUNE ?= 100
+
+test: $(STAMP)
+	$(BIN)/pytest -n 2
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+nightly: $(STAMP)
+	$(BIN)/pytest -m "slow or not slow"
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info

@@ -1,0 +1,5 @@
+"""``python -m oculi``."""
+
+from oculi.cli import main
+
+main()

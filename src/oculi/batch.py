@@ -1,0 +1,107 @@
+"""What flows from the data to the model and the objectives.
+
+Legend: B rows, T tokens of a row, P patches, C = 3 * patch_size**2, N images, R label rows.
+
+One row holds several samples (packing). For a row with samples ``A`` (text, a 2-token image, text)
+and ``B`` (text)::
+
+    tokens      a1  #   #   a2  a3  b1  b2  pad
+    segments     0  0   0   0   0   1   1   -1
+    images      -1  0   0  -1  -1  -1  -1   -1
+    positions    0  1   2   3   4   0   1    0
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch, checked when it is made.
+
+    Attributes:
+        tokens_BT: int64; image positions hold the image token's id.
+        positions_BT: int64, restarting in every sample.
+        segments_BT: int64, the sample of a token within its row, -1 for padding.
+        images_BT: int64, the image of a token, -1 for text; ids count up over the whole batch.
+        prompt_BT: bool, tokens before the first answer of their sample.
+        label_rows_R: int64 into B * T, positions whose next token is an answer's.
+        targets_R: int64, that next token.
+        patches_PC: uint8, patches of all images in order.
+        grids_N2: int64, rows and columns of each image.
+        sample_ids: the samples in it, for messages.
+    """
+
+    tokens_BT: Tensor
+    positions_BT: Tensor
+    segments_BT: Tensor
+    images_BT: Tensor
+    prompt_BT: Tensor
+    label_rows_R: Tensor
+    targets_R: Tensor
+    patches_PC: Tensor
+    grids_N2: Tensor
+    sample_ids: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        shape = self.tokens_BT.shape
+        for name in ("positions_BT", "segments_BT", "images_BT", "prompt_BT"):
+            if getattr(self, name).shape != shape:
+                raise ValueError(
+                    f"{name} is {tuple(getattr(self, name).shape)}, tokens {tuple(shape)}"
+                )
+        if self.label_rows_R.shape != self.targets_R.shape:
+            raise ValueError("label_rows_R and targets_R differ in length")
+        if self.patches_PC.device.type != "cpu":
+            return  # checked where it was made; here it would stop the device
+        self._check_images()
+
+    def _check_images(self) -> None:
+        images = int(self.images_BT.max()) + 1 if self.images_BT.numel() else 0
+        if images != len(self.grids_N2):
+            raise ValueError(f"{images} images in the tokens, {len(self.grids_N2)} grids")
+        patches = int(self.grids_N2.prod(-1).sum()) if images else 0
+        if patches != len(self.patches_PC):
+            raise ValueError(f"the grids hold {patches} patches, patches_PC {len(self.patches_PC)}")
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return len(self.sample_ids)
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens that are not padding."""
+        return int((self.segments_BT >= 0).sum())
+
+    @property
+    def vision_tokens(self) -> int:
+        """Number of image positions."""
+        return int((self.images_BT >= 0).sum())
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on another device; grids stay on the CPU, where they are read."""
+        moved = {
+            field.name: getattr(self, field.name).to(device, non_blocking=True)
+            for field in fields(self)
+            if field.name not in ("sample_ids", "grids_N2")
+        }
+        return replace(self, **moved)
+
+    def model_inputs(self) -> dict[str, Any]:
+        """Keyword arguments of the model's ``forward``."""
+        has_images = len(self.grids_N2) > 0
+        return {
+            "input_ids": self.tokens_BT,
+            "position_ids": self.positions_BT,
+            "segment_ids": self.segments_BT,
+            "image_ids": self.images_BT,
+            "prompt_mask": self.prompt_BT,
+            "pixel_values": self.patches_PC if has_images else None,
+            "image_grids": self.grids_N2 if has_images else None,
+            "label_rows": self.label_rows_R,
+            "use_cache": False,
+        }

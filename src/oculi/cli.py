@@ -1,0 +1,252 @@
+"""The commands. torch is imported inside a command, so that ``--help`` and mistakes answer at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from oculi.errors import OculiError, RecipeError
+
+app = typer.Typer(
+    help="oculi gives a language model eyes: train, compare, merge, measure and serve.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
+testbed_app = typer.Typer(help="The embedded world and its tiny checkpoints.", no_args_is_help=True)
+app.add_typer(data_app, name="data", rich_help_panel=None)
+app.add_typer(testbed_app, name="testbed", rich_help_panel=None)
+
+
+def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A mistake in the input becomes one line and exit code 2; a bug keeps its traceback."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except OculiError as error:
+            print(f"oculi: {error}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            print("oculi: interrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    return run
+
+
+@app.command(epilog="Example: oculi train vora_tiny stages.0.steps=300 --out runs/first")
+@one_line_errors
+def train(
+    recipe: Annotated[
+        str, typer.Argument(help="a built-in name, file.py:function, or recipe.yaml")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, as stages.0.lr=1e-4")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="the run's folder")] = ...,  # type: ignore[assignment]
+    resume: Annotated[bool, typer.Option("--resume", help="go on where the run stopped")] = False,
+    llm: Annotated[str | None, typer.Option(help="folder or id of the LLM")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="folder or id of the ViT to distil from")
+    ] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option(help="data file for every stage; repeatable")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="of the new weights and the order")] = None,
+) -> None:
+    """Run a recipe: its stages, the merge between them, its evaluations, and the report."""
+    from oculi.recipe import override
+    from oculi.recipes import find_recipe
+    from oculi.recipes.flags import apply_flags
+
+    chosen = apply_flags(find_recipe(recipe), llm=llm, teacher=teacher, data=data, seed=seed)
+    chosen = override(chosen, overrides or [])
+    _quiet_libraries()
+    from oculi.train.run import train as run
+
+    run(chosen, out, resume=resume)
+    print(f"report: {out / 'report.html'}")
+
+
+@app.command(epilog="Example: oculi recipes vora_tiny > mine.yaml")
+@one_line_errors
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="print this one, resolved")] = None,
+) -> None:
+    """The built-in recipes, a line each; or one of them, resolved."""
+    from oculi.recipes import BUILTIN, find_recipe
+
+    if name:
+        print(find_recipe(name).to_yaml(), end="")
+        return
+    for key, build in BUILTIN.items():
+        print(f"{key:12} {build().summary}")
+
+
+@data_app.command(epilog="Example: oculi data check train.json")
+@one_line_errors
+def check(
+    files: Annotated[list[Path], typer.Argument(help="data files")],
+    image_root: Annotated[Path | None, typer.Option(help="where image paths start")] = None,
+    decode: Annotated[bool, typer.Option(help="read every picture")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """List every bad row with id, line and reason; exits 1 when there is one."""
+    from oculi.data.check import check as run
+
+    report = run(files, image_root, decode=decode, on_progress=_progress("checking"))
+    print(json.dumps(report.to_json(), indent=1) if as_json else "\n".join(report.lines()))
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@testbed_app.command(epilog="Example: oculi testbed build --out checkpoints --only llm")
+@one_line_errors
+def build(
+    out: Annotated[Path, typer.Option(help="folder for the checkpoints")],
+    only: Annotated[list[str] | None, typer.Option(help="one checkpoint; repeatable")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="a few steps: to see that it works")
+    ] = False,
+) -> None:
+    """Train the tiny checkpoints and write them with a manifest and a model card."""
+    _quiet_libraries()
+    from oculi.testbed.build import build as run
+
+    run(out, only, quick)
+
+
+@testbed_app.command(epilog="Example: oculi testbed sample --level 2 --out sheet.png")
+@one_line_errors
+def sample(
+    out: Annotated[Path, typer.Option(help="PNG file; questions go into a text file beside it")],
+    level: Annotated[int, typer.Option(help="1 or 2")] = 1,
+    split: Annotated[str, typer.Option(help="train, test or pairs")] = "test",
+    n: Annotated[int, typer.Option(help="number of pictures")] = 32,
+) -> None:
+    """Draw Playroom pictures with their questions, to look at."""
+    from oculi.testbed import playroom
+
+    if n > 1:
+        print(playroom.sheet(level, split, n, out))
+        return
+    one = playroom.item(level, split, 0)  # one picture is written as it is, to be asked about
+    one.picture.load().save(out)
+    print(f"{one.question.text}\n-> {one.question.answer}")
+
+
+@app.command(epilog="Example: oculi merge runs/first --out merged")
+@one_line_errors
+def merge(
+    run: Annotated[Path, typer.Argument(help="a run, or one of its checkpoints/step-N")],
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    base: Annotated[
+        str | None, typer.Option(help="where the original LLM is, if it has moved")
+    ] = None,
+) -> None:
+    """Fold LoRA into the LLM; refuses a base that is not the one trained on."""
+    _quiet_libraries()
+    from oculi.export.merge import merge_run
+
+    difference = merge_run(run, out, base)
+    print(f"{out}: merged; the largest change of a logit is {difference:.1e}")
+
+
+@app.command("eval", epilog="Example: oculi eval runs/first --task playroom:1 --blind")
+@one_line_errors
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="a run or an exported folder")],
+    task: Annotated[str, typer.Option(help="playroom:1, playroom:2, ...:pairs, or a data file")],
+    blind: Annotated[bool, typer.Option("--blind", help="ask without the images")] = False,
+    above_blind: Annotated[
+        bool, typer.Option("--above-blind", help="ask both ways; exit 1 unless clearly above blind")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(help="number of questions")] = None,
+    image_root: Annotated[str | None, typer.Option(help="where image paths start")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="longest answer in tokens")] = 64,
+    out: Annotated[
+        Path | None, typer.Option(help="folder for result.json and answers.jsonl")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Score by free generation and exact match; every answer goes into answers.jsonl."""
+    _quiet_libraries()
+    import oculi
+    from oculi.eval.command import evaluate_command
+
+    model, processor = oculi.load(checkpoint)
+    results = evaluate_command(
+        model, processor, checkpoint, task, blind=blind, above_blind=above_blind, limit=limit,
+        image_root=image_root, max_new_tokens=max_new_tokens, out=out,
+        on_progress=_progress("answering"),
+    )  # fmt: skip
+    print(json.dumps(results.to_dict(), indent=1) if as_json else "\n".join(results.lines()))
+    raise typer.Exit(0 if results.ok else 1)
+
+
+@app.command(epilog='Example: oculi chat runs/first --image cat.png "What is this?"')
+@one_line_errors
+def chat(
+    checkpoint: Annotated[Path, typer.Argument(help="a run or an exported folder")],
+    question: Annotated[str | None, typer.Argument(help="without one: a conversation")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="picture; repeatable")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="longest answer in tokens")] = 128,
+) -> None:
+    """One answer about pictures; or, without a question, a conversation."""
+    _quiet_libraries()
+    import oculi
+    from oculi.eval.chat import Conversation
+
+    conversation = Conversation(*oculi.load(checkpoint), image or [], max_new_tokens)
+    if question is not None:
+        print(conversation.ask(question))
+        return
+    print("An empty line or end of input ends the conversation.", file=sys.stderr)
+    while text := _read_line():
+        print(conversation.ask(text))
+
+
+def _read_line() -> str:
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""
+
+
+def _progress(what: str) -> Callable[[int, int], None] | None:
+    """A counter on the terminal; nothing when the output is not one."""
+    if not sys.stderr.isatty():
+        return None
+
+    def show(done: int, total: int) -> None:
+        end = "\n" if done >= total else ""
+        print(f"\r{what}: {done} of {total}", end=end, file=sys.stderr, flush=True)
+
+    return show
+
+
+def _quiet_libraries() -> None:
+    """Progress bars and warnings of libraries out of the way of ours."""
+    import os
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def main() -> None:
+    """Entry point of the ``oculi`` command."""
+    try:
+        app()
+    except RecipeError as error:
+        print(f"oculi: {error}", file=sys.stderr)
+        sys.exit(2)

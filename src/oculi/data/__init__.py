@@ -1,0 +1,1 @@
+"""Any format -> Sample -> lengths -> order -> packed Batch."""

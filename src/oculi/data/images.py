@@ -1,0 +1,274 @@
+"""From a file or bytes to an RGB picture, with one defined outcome for every kind of file.
+
+Pillow alone turns 16-bit grey white, ignores EXIF rotation, warns about bombs after reading
+them, opens two dozen formats and puts object addresses into its messages. Everything that goes
+wrong here becomes an `ImageError` with a stable reason, so that reports can be compared and
+nothing of the process leaks into them.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+
+from oculi.data.sample import ImageRef
+from oculi.errors import DataError, shown
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+MAX_PIXELS = 40_000_000
+MAX_BYTES = 256 * 2**20
+
+# Each completes the sentence `image "x.png" ...`.
+MISSING = "does not exist"
+FOLDER = "is a folder, not a file"
+SPECIAL = "is not a regular file"
+DENIED = "may not be read: no permission"
+UNOPENED = "cannot be opened"
+NO_NAME = "has an empty name"
+NUL = "has a NUL character in its name"
+URL = "is a URL; download it and give the file's path"
+OUTSIDE = "lies outside the image root (through .., an absolute path or a link)"
+EMPTY = "is empty (0 bytes)"
+TOO_LONG = f"is longer than {MAX_BYTES // 2**20} MiB"
+PAGE = "is an HTML, XML or SVG page, not a picture"
+UNKNOWN = f"is not a picture in a known format ({', '.join(FORMATS)})"
+DAMAGED = "is truncated or damaged"
+TOO_LARGE = "has more pixels than the limit of {limit:g} megapixels"
+
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+
+# Process-wide on purpose: warnings.catch_warnings around each open is not safe under threads.
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
+
+class ImageError(DataError):
+    """A picture cannot be used; `reason` is one of this module's strings, `name` the file."""
+
+    def __init__(self, reason: str, name: str = "") -> None:
+        self.reason, self.name = reason, name
+        super().__init__(f"image {shown(name, 200) if name else 'data'} {reason}")
+
+    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
+        return ImageError, (self.reason, self.name)
+
+
+def image_ref(name: str, root: Path) -> ImageRef:
+    """Return the reference for a file name found in a data row, without touching the disk.
+
+    Raises ImageError for what no file system state could make right: an empty name, a NUL, a
+    URL, a path that leaves `root`.
+    """
+    if not name.strip():
+        raise ImageError(NO_NAME, name)
+    if "\0" in name:
+        raise ImageError(NUL, name)
+    if "://" in name or name.startswith("data:"):
+        raise ImageError(URL, name)
+    path = os.path.abspath(root / name)
+    if not (_inside(path, os.path.abspath(root)) or _inside(path, os.path.realpath(root))):
+        raise ImageError(OUTSIDE, name)
+    return ImageRef(path=Path(name), root=root)
+
+
+def load_image(ref: ImageRef, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode to RGB: upright by EXIF, first frame, alpha over white, 16-bit grey scaled.
+
+    Raises ImageError when the file cannot be had, is not one of `FORMATS`, has more than
+    `max_pixels` or does not decode to the end.
+    """
+    with _opened(ref) as file, _translated(ref, max_pixels):
+        image = _header(file, ref, max_pixels)
+        orientation = _orientation(image, file)
+        image.load()
+        rgb = _to_rgb(image)
+        if orientation in _TRANSPOSE:
+            rgb = rgb.transpose(_TRANSPOSE[orientation])
+        rgb.info.clear()  # with the EXIF left in, the next reader would rotate once more
+        return rgb
+
+
+def image_size(ref: ImageRef, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Return (width, height) as `load_image` would give it, from the header alone.
+
+    Raises ImageError as `load_image` does, save for damage behind the header.
+    """
+    with _opened(ref) as file, _translated(ref, max_pixels):
+        image = _header(file, ref, max_pixels)
+        width, height = image.size
+        return (height, width) if _orientation(image, file) >= 5 else (width, height)
+
+
+def _name(ref: ImageRef) -> str:
+    return "" if ref.path is None else str(ref.path)
+
+
+def _inside(path: str, root: str) -> bool:
+    return Path(path).is_relative_to(root)
+
+
+@contextmanager
+def _opened(ref: ImageRef) -> Iterator[BinaryIO]:
+    if ref.data is not None:
+        if not ref.data:
+            raise ImageError(EMPTY)
+        if len(ref.data) > MAX_BYTES:
+            raise ImageError(TOO_LONG)
+        yield io.BytesIO(ref.data)
+        return
+    with _open_file(ref) as file:
+        yield file
+
+
+def _open_file(ref: ImageRef) -> BinaryIO:
+    assert ref.path is not None
+    name = _name(ref)
+    try:
+        real = os.path.realpath(ref.path if ref.root is None else ref.root / ref.path)
+        if ref.root is not None and not _inside(real, os.path.realpath(ref.root)):
+            raise ImageError(OUTSIDE, name)
+        # After realpath no part is a link; one that appears in between must not be followed,
+        # and opening a named pipe must not wait for its writer.
+        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        file = os.fdopen(os.open(real, flags | getattr(os, "O_BINARY", 0)), "rb")
+    except (FileNotFoundError, NotADirectoryError):
+        raise ImageError(MISSING, name) from None
+    except IsADirectoryError:
+        raise ImageError(FOLDER, name) from None
+    except PermissionError:
+        raise ImageError(DENIED, name) from None
+    except ValueError:
+        raise ImageError(NUL if "\0" in name else UNOPENED, name) from None
+    except OSError:
+        raise ImageError(UNOPENED, name) from None
+    try:
+        _check_status(os.fstat(file.fileno()), name)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _check_status(status: os.stat_result, name: str) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise ImageError(FOLDER, name)
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(SPECIAL, name)
+    if status.st_size == 0:
+        raise ImageError(EMPTY, name)
+    if status.st_size > MAX_BYTES:
+        raise ImageError(TOO_LONG, name)
+
+
+@contextmanager
+def _translated(ref: ImageRef, max_pixels: int) -> Iterator[None]:
+    """Turn whatever Pillow raises into an ImageError without Pillow's words."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(TOO_LARGE.format(limit=max_pixels / 1e6), _name(ref)) from None
+    except Exception:
+        # Decoders raise OSError, SyntaxError, ValueError, struct.error, IndexError and more for
+        # bad bytes; to the user they are all the same, and the text may hold object addresses.
+        raise ImageError(DAMAGED, _name(ref)) from None
+
+
+def _header(file: BinaryIO, ref: ImageRef, max_pixels: int) -> ImageFile.ImageFile:
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ImageError(_unidentified(file), _name(ref)) from None
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ImageError(DAMAGED, _name(ref))
+    if width * height > max_pixels:
+        raise ImageError(TOO_LARGE.format(limit=max_pixels / 1e6), _name(ref))
+    return image
+
+
+def _unidentified(file: BinaryIO) -> str:
+    file.seek(0)
+    start = file.read(512)
+    if start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<"):
+        return PAGE
+    # A known signature that Pillow still refuses is a broken file, not another format.
+    known = (_PNG_MAGIC, b"\xff\xd8\xff", b"GIF87a", b"GIF89a")
+    if start.startswith(known) or (start.startswith(b"RIFF") and start[8:12] == b"WEBP"):
+        return DAMAGED
+    return UNKNOWN
+
+
+def _orientation(image: ImageFile.ImageFile, file: BinaryIO) -> int:
+    """Return the EXIF orientation, 1 when there is none or it cannot be read.
+
+    PNG is special: the chunk may follow the pixels, and Pillow's `getexif` decodes them all to
+    look for it. The chunks are walked here instead, and the base class method reads the rest.
+    """
+    try:
+        if image.format == "PNG" and "exif" not in image.info:
+            exif = _png_exif(file)
+            if exif:
+                image.info["exif"] = b"Exif\0\0" + exif
+        value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        return 1  # a damaged note about the picture does not make the picture unusable
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _png_exif(file: BinaryIO) -> bytes:
+    back = file.tell()
+    try:
+        file.seek(len(_PNG_MAGIC))
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind == b"eXIf":
+                return file.read(min(length, 2**20))
+            if kind == b"IEND":
+                break
+            file.seek(length + 4, os.SEEK_CUR)
+        return b""
+    finally:
+        file.seek(back)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        return _grey16_to_rgb(image)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(rgba, mask=rgba.getchannel("A"))
+        return white
+    # A copy, because the original of an RGB file still refers to the closed file.
+    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+
+
+def _grey16_to_rgb(image: Image.Image) -> Image.Image:
+    """Scale 0..65535 to 0..255; Pillow's own conversion clamps, which makes most of it white."""
+    import numpy as np
+
+    values = np.asarray(image).astype(np.int32)
+    scaled = ((values.clip(0, 65535) + 128) // 257).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        scaled[values == transparent] = 255
+    return Image.fromarray(scaled).convert("RGB")

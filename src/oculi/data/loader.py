@@ -1,0 +1,172 @@
+"""From a step's number to its batches: order, encoding, packing. No state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from oculi.batch import Batch
+from oculi.data.order import sample_numbers
+from oculi.data.packing import pack
+from oculi.data.sample import RowError, Sample
+from oculi.data.source import Source, pieces
+from oculi.errors import DataError, OculiError
+
+if TYPE_CHECKING:
+    from oculi.model import OculiProcessor
+    from oculi.model.processing_oculi import Encoded
+
+
+def encode_sample(sample: Sample, processor: OculiProcessor) -> Encoded:
+    """A sample's ids, labels and patches.
+
+    Raises:
+        DataError: a picture cannot be read, or no answer is left to learn from.
+    """
+    try:
+        pictures = [image.load() for image in sample.images]
+    except DataError as error:
+        raise RowError(str(error), sample.id, sample.source) from None
+    encoded = processor.encode(pieces(sample.messages, pictures))  # type: ignore[arg-type]
+    if encoded.prompt_length == len(encoded.input_ids):
+        raise RowError("no answer tokens to learn from", sample.id, sample.source)
+    return encoded
+
+
+def collate(rows: Sequence[Sequence[tuple[str, Encoded]]], channels: int) -> Batch:
+    """Rows of encoded samples to one padded batch.
+
+    Args:
+        rows: for each row its samples, as (id, encoded).
+        channels: 3 * patch_size**2, for a batch without images.
+    """
+    width = max(sum(len(e.input_ids) for _, e in row) for row in rows)
+    shape = (len(rows), width)
+    tokens, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    segments, images = np.full(shape, -1, np.int64), np.full(shape, -1, np.int64)
+    prompt = np.zeros(shape, bool)
+    label_rows: list[int] = []
+    targets: list[int] = []
+    patches: list[np.ndarray] = []
+    grids: list[tuple[int, int]] = []
+    for r, row in enumerate(rows):
+        start = 0
+        for s, (_, encoded) in enumerate(row):
+            end = start + len(encoded.input_ids)
+            tokens[r, start:end] = encoded.input_ids
+            positions[r, start:end] = np.arange(end - start)
+            segments[r, start:end] = s
+            prompt[r, start : start + encoded.prompt_length] = True
+            images[r, start:end] = image_numbers(encoded, len(grids))
+            for i, label in enumerate(encoded.labels):
+                if label != -100:
+                    label_rows.append(r * width + start + i - 1)
+                    targets.append(label)
+            patches += encoded.pixel_values
+            grids += encoded.grids
+            start = end
+    flat = np.concatenate(patches) if patches else np.zeros((0, channels), np.uint8)
+    return Batch(
+        tokens_BT=torch.from_numpy(tokens),
+        positions_BT=torch.from_numpy(positions),
+        segments_BT=torch.from_numpy(segments),
+        images_BT=torch.from_numpy(images),
+        prompt_BT=torch.from_numpy(prompt),
+        label_rows_R=torch.tensor(label_rows, dtype=torch.int64),
+        targets_R=torch.tensor(targets, dtype=torch.int64),
+        patches_PC=torch.from_numpy(flat),
+        grids_N2=torch.tensor(grids, dtype=torch.int64).reshape(-1, 2),
+        sample_ids=tuple(name for row in rows for name, _ in row),
+    )
+
+
+def image_numbers(encoded: Encoded, first: int) -> np.ndarray:
+    """Image of each token of one sample, [T] int64, numbered from ``first``; -1 for text."""
+    numbers = np.full(len(encoded.input_ids), -1, np.int64)
+    for i, (start, count) in enumerate(encoded.image_spans):
+        numbers[start : start + count] = first + i
+    return numbers
+
+
+class Steps(Dataset[list[Batch]]):
+    """Entry n is what optimizer step n eats: its samples, packed, as micro-batches."""
+
+    def __init__(
+        self,
+        source: Source,
+        processor: OculiProcessor,
+        *,
+        seed: int,
+        steps: int,
+        batch: int,
+        pack_length: int,
+        micro_rows: int,
+    ) -> None:
+        self.source, self.processor, self.seed = source, processor, seed
+        self.steps, self.batch = steps, batch
+        self.pack_length, self.micro_rows = pack_length, micro_rows
+        self.channels = 3 * processor.image_processor.patch_size**2
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> list[Batch]:
+        numbers = sample_numbers(self.seed, step * self.batch, self.batch, len(self.source))
+        encoded = []
+        for number in numbers:
+            sample = self.source[int(number)]
+            encoded.append((sample.id, encode_sample(sample, self.processor)))
+        rows = pack([len(e.input_ids) for _, e in encoded], self.pack_length)
+        micro = [rows[i : i + self.micro_rows] for i in range(0, len(rows), self.micro_rows)]
+        return [
+            collate([[encoded[i] for i in row] for row in part], self.channels) for part in micro
+        ]
+
+
+class _From(torch.utils.data.Sampler[int]):
+    def __init__(self, start: int, stop: int) -> None:
+        self.start, self.stop = start, stop
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter(range(self.start, self.stop))
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+class _Caught(Dataset[list[Batch] | OculiError]):
+    """Steps whose mistakes in the input are values: raised in a worker process, torch would put that
+    process's traceback into the message."""
+
+    def __init__(self, steps: Steps) -> None:
+        self.steps = steps
+
+    def __getitem__(self, step: int) -> list[Batch] | OculiError:
+        try:
+            return self.steps[step]
+        except OculiError as error:
+            return error
+
+
+def make_loader(steps: Steps, start: int, workers: int) -> Iterator[list[Batch]]:
+    """Batches of steps ``start`` to the end, in order, made ahead by ``workers`` processes.
+
+    Raises:
+        DataError: a picture cannot be read, or a sample has no answer.
+    """
+    loader = DataLoader(
+        _Caught(steps),
+        batch_size=None,
+        sampler=_From(start, len(steps)),
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        timeout=300 if workers else 0,  # the default waits for a dead worker for ever
+    )
+    for batches in loader:
+        if isinstance(batches, OculiError):
+            raise batches
+        yield batches

@@ -1,0 +1,60 @@
+"""The errors a user is meant to read.
+
+Everything that can go wrong because of a file, a setting or a row raises one of these, with one
+line that says what is wrong, where, and what to do. The command line prints that line and exits;
+any other exception reaching it is a bug in oculi and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar
+
+
+class OculiError(Exception):
+    """Base of all errors that are the input's fault; the message is one line for the user.
+
+    `code` is a stable word for programs (JSON output, the server's error body); the message is
+    for people and may change.
+    """
+
+    code: ClassVar[str] = "error"
+
+
+class RecipeError(OculiError):
+    """A recipe or a command-line setting is wrong."""
+
+    code: ClassVar[str] = "recipe"
+
+
+class DataError(OculiError):
+    """A data file, a row in it or a picture is wrong."""
+
+    code: ClassVar[str] = "data"
+
+
+class CheckpointError(OculiError):
+    """A checkpoint or model folder is missing, damaged or of another kind."""
+
+    code: ClassVar[str] = "checkpoint"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean "x"?` for the known name closest to `name`, or `""` for none.
+
+    Made to be appended to a message: `f'unknown key "{name}"{nearest(name, keys)}'`.
+    """
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return f'; did you mean "{by_lower[close[0]]}"?' if close else ""
+
+
+def shown(text: str, limit: int = 60) -> str:
+    """Return `text` in double quotes, safe to print: shortened, with control characters escaped.
+
+    Ids, keys and file names come from data files; unescaped, they could move the cursor of the
+    terminal that prints them or, as lone surrogates, make printing itself fail.
+    """
+    short = text if len(text) <= limit else text[: limit - 3] + "..."
+    return '"' + "".join(c if c.isprintable() else repr(c)[1:-1] for c in short) + '"'

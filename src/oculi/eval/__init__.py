@@ -1,0 +1,1 @@
+"""Scores of a checkpoint on a task: by free generation, with a blind score beside."""

@@ -1,0 +1,45 @@
+"""A conversation with a model about pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from oculi.data.sample import ImageRef
+from oculi.eval.evaluate import answer
+from oculi.model import OculiForConditionalGeneration, OculiProcessor
+
+
+class Conversation:
+    """Keeps the history; the pictures stand before the first question.
+
+    Args:
+        images: files of pictures.
+        max_new_tokens: longest answer in tokens.
+
+    Raises:
+        DataError: a picture cannot be read.
+    """
+
+    def __init__(
+        self,
+        model: OculiForConditionalGeneration,
+        processor: OculiProcessor,
+        images: Sequence[Path],
+        max_new_tokens: int,
+    ) -> None:
+        self.model, self.processor = model, processor
+        self.max_new_tokens = max_new_tokens
+        self._pictures = [ImageRef(path=path).load() for path in images]
+        self._history: list[tuple[str, list[object]]] = []
+
+    def ask(self, question: str) -> str:
+        """The model's answer; question and answer join the history. Text is text, whatever it says."""
+        parts: list[object] = [question]
+        if not self._history and self._pictures:
+            parts = [*self._pictures, "\n" + question]
+        self._history.append(("user", parts))
+        prompt = self.processor.encode(self._history, add_generation_prompt=True)  # type: ignore[arg-type]
+        reply = answer(self.model, self.processor, [prompt], self.max_new_tokens)[0]
+        self._history.append(("assistant", [reply]))
+        return reply

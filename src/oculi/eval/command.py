@@ -1,0 +1,99 @@
+"""``oculi eval``: one checkpoint, one task, seeing, blind or both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from oculi.eval.evaluate import evaluate
+from oculi.eval.tasks import open_task
+from oculi.model import OculiForConditionalGeneration, OculiProcessor
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was measured; either may be missing.
+
+    Attributes:
+        seeing, blind: contents of ``result.json``.
+        folder: where they and every answer are.
+    """
+
+    seeing: dict[str, Any] | None
+    blind: dict[str, Any] | None
+    folder: Path
+
+    @property
+    def ok(self) -> bool:
+        """False when both were measured and seeing is not clearly better: the intervals overlap."""
+        if self.seeing is None or self.blind is None:
+            return True
+        return bool(self.seeing["exact"]["low"] > self.blind["exact"]["high"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        both = self.seeing is not None and self.blind is not None
+        only = self.seeing or self.blind or {}
+        return (
+            {"seeing": self.seeing, "blind": self.blind, "above_blind": self.ok} if both else only
+        )
+
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        lines = []
+        for result in (self.seeing, self.blind):
+            if result is None:
+                continue
+            how = "blind" if result["blind"] else "seeing"
+            lines.append(f"{result['task']}, {how}: {_percent(result['exact'])}")
+            for name, group in result["groups"].items():
+                lines.append(f"  {name:14} {_percent(group)}, constant {group['majority']:.1%}")
+            if not result["blind"]:
+                lines.append(f"  a constant answer per group: {result['majority']['score']:.1%}")
+        if self.seeing is not None and self.blind is not None:
+            verdict = "clearly above" if self.ok else "NOT clearly above"
+            lines.append(f"seeing is {verdict} blind (95 % intervals)")
+        return [*lines, f"answers: {self.folder}"]
+
+
+def evaluate_command(
+    model: OculiForConditionalGeneration,
+    processor: OculiProcessor,
+    checkpoint: Path,
+    task_name: str,
+    *,
+    blind: bool,
+    above_blind: bool,
+    limit: int | None,
+    image_root: str | None,
+    max_new_tokens: int,
+    out: Path | None,
+    on_progress: Callable[[int, int], None] | None,
+) -> Results:
+    """Measure and write ``result.json`` and ``answers.jsonl``; see ``evaluate`` for the errors."""
+    task = open_task(task_name, image_root)
+    folder = out or checkpoint / "evals" / task.name.replace(":", "-")
+
+    def run(without_images: bool) -> dict[str, Any]:
+        place = (
+            folder.with_name(folder.name + "-blind") if without_images and out is None else folder
+        )
+        if without_images and above_blind and out is not None:
+            place = folder / "blind"
+        return evaluate(
+            model, processor, task, place, blind=without_images, limit=limit,
+            max_new_tokens=max_new_tokens, on_progress=on_progress,
+            labels={"checkpoint": str(checkpoint)},
+        )  # fmt: skip
+
+    seeing = run(False) if above_blind or not blind else None
+    return Results(seeing, run(True) if above_blind or blind else None, folder)
+
+
+def _percent(score: dict[str, Any]) -> str:
+    return (
+        f"{score['score']:.1%} exact ({score['correct']} of {score['n']}; 95 % interval "
+        f"{score['low']:.1%} to {score['high']:.1%})"
+    )

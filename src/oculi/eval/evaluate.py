@@ -1,0 +1,159 @@
+"""Ask a model a task's questions, score the answers, keep every one of them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from oculi.data.source import pieces
+from oculi.errors import DataError
+from oculi.eval.score import exact, majority, wilson
+from oculi.eval.tasks import Question, Task, without_images
+from oculi.model import OculiForConditionalGeneration, OculiProcessor
+from oculi.model.processing_oculi import Encoded
+
+Progress = Callable[[int, int], None]
+KEPT_IMAGES = 24
+
+
+def encode_question(question: Question, processor: OculiProcessor, blind: bool) -> Encoded:
+    """A prompt that ends with the opening of the assistant's turn; raises DataError for a picture."""
+    messages = without_images(question.messages) if blind else question.messages
+    pictures = [] if blind else [image.load() for image in question.images]
+    conversation = pieces(messages, pictures)
+    return processor.encode(conversation, add_generation_prompt=True)  # type: ignore[arg-type]
+
+
+@torch.inference_mode()
+def answer(
+    model: OculiForConditionalGeneration,
+    processor: OculiProcessor,
+    prompts: Sequence[Encoded],
+    max_new_tokens: int,
+    generation: GenerationConfig | None = None,
+) -> list[str]:
+    """Greedy answers to a batch of prompts (or as ``generation`` says)."""
+    batch = processor.collate(prompts).to(model.device)
+    config = generation or GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=model.generation_config.eos_token_id or processor.tokenizer.eos_token_id,
+        pad_token_id=processor.tokenizer.pad_token_id,
+        suppress_tokens=model.generation_config.suppress_tokens,
+    )
+    output = model.generate(**batch, generation_config=config)
+    new = output[:, batch["input_ids"].shape[1] :]
+    return list(processor.tokenizer.batch_decode(new, skip_special_tokens=True))
+
+
+def evaluate(
+    model: OculiForConditionalGeneration,
+    processor: OculiProcessor,
+    task: Task,
+    out: Path,
+    *,
+    blind: bool = False,
+    limit: int | None = None,
+    batch: int = 64,
+    max_new_tokens: int = 64,
+    on_progress: Progress | None = None,
+    labels: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Score a model by free generation and exact match.
+
+    Args:
+        task: what to ask.
+        out: folder for ``result.json`` and ``answers.jsonl``; made if need be.
+        blind: ask without the images.
+        limit: number of questions.
+        labels: further entries of the result, such as the checkpoint's name.
+
+    Returns:
+        what ``result.json`` holds.
+
+    Raises:
+        DataError: the task has no questions, or a picture cannot be read.
+    """
+    was_training = model.training
+    model.eval()
+    began = time.monotonic()
+    asked = task.load(limit)
+    if not asked:
+        raise DataError(f"the task {task.name} has no questions")
+    predictions: dict[int, str] = {}
+    # Prompts of like length together: less padding, the same answers.
+    prompts = [encode_question(question, processor, blind) for question in asked]
+    order = sorted(range(len(asked)), key=lambda i: len(prompts[i].input_ids))
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        texts = answer(model, processor, [prompts[i] for i in chosen], max_new_tokens)
+        predictions.update(zip(chosen, texts, strict=True))
+        if on_progress:
+            on_progress(len(predictions), len(asked))
+    model.train(was_training)
+    rows = _rows(asked, predictions, out, blind)
+    result = {
+        "task": task.name,
+        **(labels or {}),
+        "blind": blind,
+        **_scores(rows),
+        "decoding": {"greedy": True, "max_new_tokens": max_new_tokens},
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    (out / "result.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    return result
+
+
+def _rows(
+    asked: Sequence[Question], predictions: dict[int, str], out: Path, blind: bool
+) -> list[dict[str, Any]]:
+    """Every answer, also written to ``answers.jsonl``; the first pictures are kept for the report."""
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i, question in enumerate(asked):
+        image = None
+        if question.images and not blind and i < KEPT_IMAGES:
+            image = f"images/{i:03d}.png"
+            question.images[-1].load().save(out / image)
+        rows.append(
+            {
+                "id": question.id, "turn": question.turn, "group": question.group,
+                "question": question.text, "answer": question.answer, "prediction": predictions[i],
+                "correct": exact(predictions[i], question.answer), "image": image,
+            }
+        )  # fmt: skip
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (out / "answers.jsonl").write_text(lines, encoding="utf-8")
+    return rows
+
+
+def _scores(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["group"], []).append(row)
+    # A constant answers each kind of question with that kind's commonest answer.
+    constants = {name: majority([row["answer"] for row in part]) for name, part in groups.items()}
+    constant = sum(constants[name][1] * len(part) for name, part in groups.items()) / len(rows)
+    return {
+        "exact": _score(rows),
+        "groups": {
+            name: {
+                **_score(part),
+                "majority": constants[name][1],
+                "majority_answer": constants[name][0],
+            }
+            for name, part in sorted(groups.items())
+        },
+        "majority": {"score": constant, "answer": "commonest of each group"},
+    }
+
+
+def _score(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return asdict(wilson(sum(row["correct"] for row in rows), len(rows)))

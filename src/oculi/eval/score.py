@@ -1,0 +1,40 @@
+"""Exact match with its uncertainty, and what a model that ignores the image would get."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Score:
+    """Share of correct answers with its 95 % interval (Wilson's, right for small n and near 0, 1)."""
+
+    score: float
+    low: float
+    high: float
+    correct: int
+    n: int
+
+
+def wilson(correct: int, n: int, z: float = 1.959964) -> Score:
+    """Wilson score interval (1927) of ``correct`` out of ``n``; raises ValueError for n = 0."""
+    if n < 1:
+        raise ValueError("a score needs at least one answer")
+    p = correct / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return Score(p, max(0.0, centre - half), min(1.0, centre + half), correct, n)
+
+
+def exact(prediction: str, answer: str) -> bool:
+    """Equal after stripping white space at both ends; case and punctuation count."""
+    return prediction.strip() == answer.strip()
+
+
+def majority(answers: Sequence[str]) -> tuple[str, float]:
+    """The commonest answer and its share: what a constant reaches."""
+    answer, count = Counter(answer.strip() for answer in answers).most_common(1)[0]
+    return answer, count / len(answers)

@@ -1,0 +1,119 @@
+"""Tasks: questions with known answers, from a data file or from Playroom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from oculi.data.sample import ImageSource, Message, Sample
+from oculi.data.source import PlayroomRows, open_source
+from oculi.errors import DataError, nearest
+from oculi.recipe import FileSource, PlayroomSource
+
+PLAYROOM_QUESTIONS = 2000
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of a conversation, with the true history before it.
+
+    Attributes:
+        id: the sample's. turn: number of the answer in it, from 1. group: for scores by kind.
+        messages: up to and including the question. images: of the conversation so far.
+        text: the question. answer: the true answer.
+    """
+
+    id: str
+    turn: int
+    group: str
+    messages: tuple[Message, ...]
+    images: tuple[ImageSource, ...]
+    text: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """A name and its questions; ``load(limit)`` makes the first ``limit``, or all."""
+
+    name: str
+    load: Callable[[int | None], list[Question]]
+
+
+def open_task(name: str, image_root: str | None = None) -> Task:
+    """A task by name or file.
+
+    ``playroom:LEVEL`` are held-out scenes, ``playroom:LEVEL:pairs`` scenes with colour-shape pairs
+    that no training picture holds; anything else is a data file.
+
+    Raises:
+        DataError: there is no such task or file, or a row of it is bad.
+    """
+    if name.startswith("playroom"):
+        return _playroom(name)
+    path = Path(name)
+    if not path.is_file():
+        raise DataError(
+            f'"{name}" is neither a task nor a file'
+            f"{nearest(name, ['playroom:1', 'playroom:2'])}; tasks are playroom:1, playroom:2, "
+            "playroom:1:pairs, playroom:2:pairs"
+        )
+    source = open_source(FileSource(path=str(path), image_root=image_root))
+
+    def load(limit: int | None) -> list[Question]:
+        found: list[Question] = []
+        for i in range(len(source)):
+            found += questions(source[i])
+            if limit is not None and len(found) >= limit:
+                return found[:limit]
+        return found
+
+    return Task(path.stem, load)
+
+
+def _playroom(name: str) -> Task:
+    parts = name.split(":")
+    known = [f"playroom:{level}{tail}" for level in (1, 2) for tail in ("", ":pairs")]
+    if name not in known:
+        raise DataError(f'no task "{name}"{nearest(name, known)}; there are {", ".join(known)}')
+    split: Literal["pairs", "test"] = "pairs" if parts[-1] == "pairs" else "test"
+
+    def load(limit: int | None) -> list[Question]:
+        count = PLAYROOM_QUESTIONS if limit is None else limit
+        rows = PlayroomRows(PlayroomSource(level=int(parts[1]), samples=count, split=split))
+        return [questions(rows[i], rows.item(i).question.kind)[0] for i in range(count)]
+
+    return Task(name, load)
+
+
+def questions(sample: Sample, group: str | None = None) -> list[Question]:
+    """Every assistant turn of a sample as a question; ``group`` is ``turn N`` unless given."""
+    found: list[Question] = []
+    for i, message in enumerate(sample.messages):
+        if message.role != "assistant":
+            continue
+        turn = len(found) + 1
+        history = sample.messages[:i]
+        slots = sum(1 for m in history for part in m.content if not isinstance(part, str))
+        found.append(
+            Question(
+                id=sample.id,
+                turn=turn,
+                group=group or f"turn {turn}",
+                messages=history,
+                images=sample.images[:slots],
+                text=history[-1].text.strip(),
+                answer=message.text,
+            )
+        )
+    return found
+
+
+def without_images(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The same conversation for a blind model: image slots taken out."""
+    return tuple(
+        Message(m.role, tuple(part for part in m.content if isinstance(part, str)))
+        for m in messages
+    )

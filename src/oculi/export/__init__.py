@@ -1,0 +1,1 @@
+"""Folding LoRA, and folders that transformers loads."""

@@ -1,0 +1,75 @@
+"""Where a checkpoint is: shipped with oculi, in a folder, or on the Hugging Face hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from oculi.errors import CheckpointError
+
+
+def resolve(name: str) -> str:
+    """Folder of a checkpoint named by ``testbed:NAME``, a path, or a hub id (downloaded if need be).
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if name.startswith("testbed:"):
+        from oculi.testbed import checkpoint
+
+        return str(checkpoint(name.removeprefix("testbed:")))
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise CheckpointError(f"{name} has no config.json, so it is no checkpoint folder")
+        return str(path)
+    if path.is_absolute() or name.startswith(".") or name.count("/") != 1:
+        raise CheckpointError(f"{name} is no folder (and no hub id, which is OWNER/NAME)")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return str(
+            snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"])
+        )
+    except Exception as error:  # the hub raises a dozen kinds; all mean that there are no weights
+        raise CheckpointError(
+            f"{name} is no folder here, and the hub did not give it ({type(error).__name__}): "
+            "check the spelling, the network and, for gated models, your login"
+        ) from None
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Turn what libraries raise for missing, damaged or unknown files into one line.
+
+    Raises:
+        CheckpointError: naming the checkpoint.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        said = " ".join(str(error).split())
+        raise CheckpointError(f"{name} cannot be loaded: {said[:300]}") from None
+
+
+def load_weights(model_class: Any, path: str, name: str, **arguments: Any) -> Any:
+    """``from_pretrained`` that does not fill in weights which the checkpoint lacks.
+
+    Args:
+        model_class: a transformers model or Auto class. path: the folder. name: for messages.
+        arguments: passed on.
+
+    Raises:
+        CheckpointError: files are missing or damaged, or weights are missing in them.
+    """
+    with readable(name):
+        model, found = model_class.from_pretrained(path, output_loading_info=True, **arguments)
+    if missing := sorted(found["missing_keys"]):
+        raise CheckpointError(
+            f"{name} lacks {len(missing)} weights of {type(model).__name__}, the first is {missing[0]}"
+        )
+    return model

@@ -1,0 +1,109 @@
+"""Vision as LoRA: adapters inside the LLM that are trained on images and then folded away.
+
+        x ──┬── W (frozen) ────────┬── W x + B A x        merged: W' = W + B A
+            └── A (r x in) ── B ───┘
+
+PEFT's layers are injected into the LLM without ``PeftModel`` around it, so parameter names stay those
+of the LLM. VoRA has no alpha (section 3.1 and its released code): ``lora_alpha = r``, a factor of one.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import PreTrainedModel
+
+ADAPTER = "default"
+
+
+def lora_config(rank: int, blocks: int, targets: tuple[str, ...]) -> LoraConfig:
+    """PEFT's description of LoRA of ``rank`` on ``targets`` of the first ``blocks`` blocks."""
+    return LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=list(targets),
+        layers_to_transform=list(range(blocks)),
+        layers_pattern=None,
+    )
+
+
+def inject_lora(llm: PreTrainedModel, rank: int, blocks: int, targets: tuple[str, ...]) -> None:
+    """Add LoRA to the linears named in ``targets`` of the first ``blocks`` blocks of ``llm``, in place.
+
+    At initialisation B is zero, so no logit changes.
+
+    Raises:
+        ValueError: LoRA is there already, there are fewer blocks, or a target matches nothing in them.
+    """
+    if has_lora(llm):
+        raise ValueError("the LLM has LoRA already: merge it before adding another")
+    layers = llm.config.num_hidden_layers
+    # PEFT would read an empty list of blocks as all blocks.
+    if not 1 <= blocks <= layers:
+        raise ValueError(f"LoRA on the first {blocks} blocks, but the LLM has {layers}")
+    if not targets:
+        raise ValueError("LoRA has no target: name the linear layers, as q_proj")
+    linears = [name.split(".") for name, m in llm.named_modules() if isinstance(m, nn.Linear)]
+    names = {path[-1] for path in linears if any(part.isdigit() for part in path)}
+    missing = [target for target in targets if target not in names]
+    if missing:
+        raise ValueError(
+            f"LoRA targets {', '.join(missing)} are no linear layers of the blocks of "
+            f"{type(llm).__name__}; they have {', '.join(sorted(names))}"
+        )
+    inject_adapter_in_model(lora_config(rank, blocks, targets), llm, adapter_name=ADAPTER)
+
+
+def lora_layers(module: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+    """Name and layer of every linear that has LoRA."""
+    for name, child in module.named_modules():
+        if isinstance(child, LoraLayer):
+            yield name, child
+
+
+def has_lora(module: nn.Module) -> bool:
+    """Whether any linear of ``module`` has LoRA."""
+    return any(True for _ in lora_layers(module))
+
+
+@torch.no_grad()
+def merge_lora(llm: nn.Module) -> int:
+    """Fold LoRA into the base weights, in place, and remove it; the product is added in float32.
+
+    Returns:
+        the number of merged linears.
+
+    Raises:
+        ValueError: there is nothing to merge, as after a first merge.
+    """
+    layers = list(lora_layers(llm))
+    if not layers:
+        raise ValueError("there is no LoRA to merge: was it merged before?")
+    for name, layer in layers:
+        base = layer.get_base_layer()
+        a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+        delta = layer.scaling[ADAPTER] * (b.float() @ a.float())
+        base.weight.copy_((base.weight.float() + delta).to(base.weight.dtype))
+        parent, _, child = name.rpartition(".")
+        setattr(llm.get_submodule(parent), child, base)
+    if hasattr(llm, "peft_config"):
+        del llm.peft_config
+    if hasattr(llm, "_hf_peft_config_loaded"):
+        llm._hf_peft_config_loaded = False  # type: ignore[assignment]
+    return len(layers)
+
+
+def canonical_name(name: str) -> str:
+    """A parameter's name as globs are written, the same before and after LoRA is wrapped around it.
+
+    ``llm.model.layers.0.mlp.up_proj.base_layer.weight`` -> ``llm.model.layers.0.mlp.up_proj.weight``,
+    ``...up_proj.lora_A.default.weight`` -> ``...up_proj.lora_A``.
+    """
+    name = name.replace(".base_layer.", ".")
+    for part in ("lora_A", "lora_B"):
+        name = name.replace(f".{part}.{ADAPTER}.weight", f".{part}")
+    return name

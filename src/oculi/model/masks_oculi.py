@@ -1,0 +1,138 @@
+"""Who may attend to whom: one rule for training, prefill, decoding and export.
+
+A packed row with two samples. Sample A: text ``a``, image 0 (``##``), text ``b``, image 1, text
+``c``. Sample B: text ``d``. A row of the picture is a query, a column a key; ``x`` may attend.
+
+    causal                     bidirectional              mutual (``a`` and ``b`` are prompt)
+
+        a # # b # # c d            a # # b # # c d            a # # b # # c d
+    a   x . . . . . . .        a   x . . . . . . .        a   x . . . . . . .
+    #0  x x . . . . . .        #0  x x x . . . . .        #0  x x x x . . . .
+    #0  x x x . . . . .        #0  x x x . . . . .        #0  x x x x . . . .
+    b   x x x x . . . .        b   x x x x . . . .        b   x x x x . . . .
+    #1  x x x x x . . .        #1  x x x x x x . .        #1  x x x x x x . .
+    #1  x x x x x x . .        #1  x x x x x x . .        #1  x x x x x x . .
+    c   x x x x x x x .        c   x x x x x x x .        c   x x x x x x x .
+    d   . . . . . . . x        d   . . . . . . . x        d   . . . . . . . x
+
+Images are blocks by *id*, not by runs of tokens, so two adjacent images stay apart (VoRA, section
+3.3 and figure 3). ``mutual`` lets an image also read the prompt that follows it, never an answer:
+what an answer's token has written must not flow back into the states that predict it.
+
+Shapes: B rows, T tokens of this call, K keys (T plus what the cache holds).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+POLICIES = ("causal", "bidirectional", "mutual")
+
+MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def mask_function(
+    policy: str,
+    images_BT: Tensor,
+    segments_BT: Tensor | None = None,
+    prompt_BT: Tensor | None = None,
+    offset: int | Tensor = 0,
+) -> MaskFunction:
+    """The policy as a function of (row, head, query, key) indices, as transformers and flex take it.
+
+    Args:
+        policy: one of ``POLICIES``.
+        images_BT: int, the image a token belongs to, -1 for text. Ids are unique in a row.
+        segments_BT: int, the sample a token belongs to, -1 for padding; None for one sample a row.
+            Not together with a cache (``offset`` > 0).
+        prompt_BT: bool, tokens of the prompt; needed by ``mutual``.
+        offset: absolute index of this call's first token: the number of keys in the cache.
+
+    Raises:
+        ValueError: ``mutual`` without ``prompt_BT``.
+    """
+    if policy == "mutual" and prompt_BT is None:
+        raise ValueError(
+            "the mask policy mutual needs prompt_mask, or answers would leak into image states: "
+            "pass what OculiProcessor returned"
+        )
+    last = images_BT.shape[1] - 1
+
+    def local(indices: Tensor) -> Tensor:
+        # Keys from the cache and beyond (static caches are longer) have no id here; clamped, their
+        # value is never used because `here` is False for them.
+        return (indices - offset).clamp(0, last)
+
+    def allowed(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        q, k = local(query), local(key)
+        causal = key <= query
+        result = causal
+        here = (key >= offset) & (key <= offset + last)
+        if policy != "causal":
+            image_q = images_BT[row, q]
+            block = (image_q >= 0) & (image_q == images_BT[row, k])
+            if policy == "mutual":
+                assert prompt_BT is not None
+                block = block | (
+                    (image_q >= 0) & prompt_BT[row, k].bool() & (images_BT[row, k] < 0)
+                )
+            result = causal | (block & here)
+        if segments_BT is not None:
+            result = result & (segments_BT[row, q] == segments_BT[row, k])
+        return result
+
+    return allowed
+
+
+def build_mask(
+    text_config: Any,
+    function: MaskFunction,
+    attention_mask: Tensor | None,
+    *,
+    shape_BT: tuple[int, int],
+    kv_length: int,
+    q_offset: int | Tensor,
+    kv_offset: int,
+    plain: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Any:
+    """The mask in the form that the LLM's attention implementation reads.
+
+    Args:
+        text_config: the LLM's configuration; its ``_attn_implementation`` picks the form.
+        function: what ``mask_function`` returned.
+        attention_mask: [B, K] int or bool, 0 for padding, or None.
+        shape_BT: rows and tokens of this call.
+        kv_length, q_offset, kv_offset: geometry of the cache.
+        plain: the policy is plain causal here, so that an implementation may skip the tensor.
+
+    Returns:
+        [B, 1, T, K] bool (sdpa) or float (eager), a block mask (flex), or None where ``plain``.
+
+    Raises:
+        ValueError: the implementation cannot express a block of bidirectional attention.
+    """
+    implementation = text_config._attn_implementation
+    if "flash" in implementation and not plain:
+        raise ValueError(
+            f"attention implementation {implementation} has no bidirectional image blocks and no "
+            'segments: load the model with attn_implementation="sdpa" or "flex_attention"'
+        )
+    rows, length = shape_BT
+    return ALL_MASK_ATTENTION_FUNCTIONS[implementation](
+        batch_size=rows,
+        q_length=length,
+        kv_length=kv_length,
+        q_offset=q_offset,
+        kv_offset=kv_offset,
+        mask_function=function,
+        attention_mask=None if attention_mask is None else attention_mask.bool(),
+        allow_is_causal_skip=plain,
+        dtype=dtype,
+        device=device,
+        config=text_config,
+    )

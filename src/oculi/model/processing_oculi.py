@@ -1,0 +1,252 @@
+"""Conversations and pictures to model inputs: one path for training, evaluation and serving."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchFeature, ProcessorMixin
+from transformers.image_utils import load_image
+
+from .chat_oculi import ChatEncoder, ImageTokens
+from .image_processing_oculi import OculiImageProcessor
+
+IMAGE_TOKEN = "<|image_pad|>"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One conversation, ready to be put into a batch.
+
+    Attributes:
+        input_ids, labels: as long; image positions hold the image token's id.
+        pixel_values: patches of its images, each [p, 3 * patch**2] uint8.
+        grids: rows and columns of each image.
+        prompt_length: tokens before the first answer, or all.
+        image_spans: (start, count) of each image's positions in ``input_ids``.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    pixel_values: list[np.ndarray]
+    grids: list[tuple[int, int]]
+    prompt_length: int
+    image_spans: list[tuple[int, int]]
+
+
+class OculiProcessor(ProcessorMixin):
+    """Tokenizer, picture cutter and chat encoder.
+
+    Args:
+        image_processor: cuts pictures.
+        tokenizer: the LLM's own, fast. ``<|image_pad|>`` is added to it when it is missing; the
+            LLM's embedding table is not touched.
+        chat_template: instead of the tokenizer's own.
+    """
+
+    def __init__(
+        self,
+        image_processor: OculiImageProcessor | None = None,
+        tokenizer: Any = None,
+        chat_template: str | None = None,
+        **kwargs: Any,  # transformers passes its own keys (auto_map, ...) this way
+    ) -> None:
+        if IMAGE_TOKEN not in tokenizer.get_vocab():
+            # Not add_special_tokens, which would replace the LLM's own list of them.
+            tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = "left"
+        self.tokenizer = tokenizer
+        super().__init__(
+            image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template
+        )
+        self.image_token = IMAGE_TOKEN
+        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        self.chat = ChatEncoder(tokenizer, self.image_token_id)
+
+    @property
+    def chat_template(self) -> Any:
+        """The tokenizer's: one template, wherever it is set, read or saved."""
+        return self.tokenizer.chat_template
+
+    @chat_template.setter
+    def chat_template(self, template: Any) -> None:
+        self.tokenizer.chat_template = template
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", "pixel_values", "image_grids", "prompt_mask"]
+
+    def length(self, messages: Sequence[tuple[str, Sequence[Any]]]) -> int:
+        """Tokens of a conversation whose images are given as (width, height): nothing is decoded."""
+        pieces = [
+            (role, [p if isinstance(p, str) else self._tokens(p) for p in parts])
+            for role, parts in messages
+        ]
+        return len(self.chat.encode(pieces)[0])
+
+    def _tokens(self, size: tuple[int, int]) -> ImageTokens:
+        rows, columns = self.image_processor.grid(*size)
+        return ImageTokens(rows * columns)
+
+    def encode(
+        self,
+        messages: Sequence[tuple[str, Sequence[str | Image.Image]]],
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+    ) -> Encoded:
+        """A conversation of text and pictures to ids, labels and patches.
+
+        Args:
+            messages: (role, pieces) in order; a piece is a string or a PIL picture.
+            add_generation_prompt: end with the opening of an assistant turn.
+            continue_final_message: leave the last turn open.
+        """
+        pixel_values: list[np.ndarray] = []
+        grids: list[tuple[int, int]] = []
+        pieces: list[tuple[str, list[str | ImageTokens]]] = []
+        for role, parts in messages:
+            pieces.append((role, []))
+            for part in parts:
+                if isinstance(part, str):
+                    pieces[-1][1].append(part)
+                    continue
+                patches, grid = self.image_processor.patches(part)
+                pixel_values.append(patches)
+                grids.append(grid)
+                pieces[-1][1].append(ImageTokens(len(patches)))
+        ids, labels, spans = self.chat.encode(pieces, add_generation_prompt, continue_final_message)
+        prompt_length = next((i for i, label in enumerate(labels) if label != -100), len(ids))
+        return Encoded(ids, labels, pixel_values, grids, prompt_length, spans)
+
+    def collate(self, encoded: Sequence[Encoded]) -> BatchFeature:
+        """Prompts to one left-padded batch for ``generate``: tensors as ``forward`` names them."""
+        longest = max(len(item.input_ids) for item in encoded)
+        pad = self.tokenizer.pad_token_id
+        ids = torch.full((len(encoded), longest), pad, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        prompt = torch.zeros_like(ids)
+        for row, item in enumerate(encoded):
+            start = longest - len(item.input_ids)
+            ids[row, start:] = torch.tensor(item.input_ids)
+            mask[row, start:] = 1
+            prompt[row, start : start + item.prompt_length] = 1
+        data = {"input_ids": ids, "attention_mask": mask, "prompt_mask": prompt}
+        patches = [image for item in encoded for image in item.pixel_values]
+        if patches:
+            data["pixel_values"] = torch.from_numpy(np.concatenate(patches))
+            data["image_grids"] = torch.tensor([grid for item in encoded for grid in item.grids])
+        return BatchFeature(data)
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Any],
+        chat_template: str | None = None,
+        tokenize: bool = False,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        return_dict: bool = False,
+        **kwargs: Any,  # return_tensors and what pipelines add; the result is always tensors
+    ) -> Any:
+        """transformers' chat entry point, with content that can never become control tokens.
+
+        With ``tokenize=False`` the result is one string, which cannot be safe: for looking only.
+
+        Raises:
+            ValueError: a content part is neither text nor image.
+        """
+        if chat_template is not None:
+            raise ValueError("set chat_template of the processor instead of passing it")
+        single = isinstance(conversation[0], dict)
+        conversations = [conversation] if single else conversation
+        encoded = [
+            self.encode(
+                [(m["role"], parse_content(m["content"])) for m in messages],
+                add_generation_prompt,
+                continue_final_message,
+            )
+            for messages in conversations
+        ]
+        if not tokenize:
+            texts = [self._collapse(item) for item in encoded]
+            return texts[0] if single else texts
+        batch = self.collate(encoded)
+        return batch if return_dict else batch["input_ids"]
+
+    def _collapse(self, item: Encoded) -> str:
+        """Text of an encoded conversation with one image token per image."""
+        ids = list(item.input_ids)
+        for start, count in reversed(item.image_spans):
+            del ids[start + 1 : start + count]
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False))
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        **kwargs: Any,  # return_tensors, padding: the result is always padded tensors
+    ) -> BatchFeature:
+        """Raw strings with one ``<|image_pad|>`` per image, as transformers' processors take them.
+
+        The string is the prompt as it stands, control tokens included: for text from users go
+        through ``apply_chat_template`` or ``encode``.
+
+        Raises:
+            ValueError: image tokens and images differ in number.
+        """
+        if text is None:
+            raise ValueError("OculiProcessor needs text; for images alone call its image_processor")
+        texts = [text] if isinstance(text, str) else list(text)
+        pictures = _flatten(images)
+        wanted = sum(item.count(IMAGE_TOKEN) for item in texts)
+        if wanted != len(pictures):
+            raise ValueError(
+                f"{wanted} times {IMAGE_TOKEN} in the text, but {len(pictures)} images"
+            )
+        queue = iter(pictures)
+        encoded = []
+        for item in texts:
+            ids: list[int] = []
+            patches, grids, spans = [], [], []
+            for i, part in enumerate(item.split(IMAGE_TOKEN)):
+                if i:
+                    cut, grid = self.image_processor.patches(next(queue))
+                    patches.append(cut)
+                    grids.append(grid)
+                    spans.append((len(ids), len(cut)))
+                    ids += [self.image_token_id] * len(cut)
+                ids += self.tokenizer(part, add_special_tokens=False)["input_ids"]
+            encoded.append(Encoded(ids, [-100] * len(ids), patches, grids, len(ids), spans))
+        return self.collate(encoded)
+
+
+def parse_content(content: str | Sequence[dict[str, Any]]) -> list[str | Image.Image]:
+    """A message's content in transformers' form to text and pictures."""
+    if isinstance(content, str):
+        return [content]
+    pieces: list[str | Image.Image] = []
+    for part in content:
+        kind = part.get("type")
+        if kind == "text":
+            pieces.append(part["text"])
+        elif kind == "image":
+            source = next(
+                (part[key] for key in ("image", "url", "path", "base64") if key in part), None
+            )
+            if source is None:
+                raise ValueError('an image part needs "image", "url", "path" or "base64"')
+            pieces.append(load_image(source))
+        else:
+            raise ValueError(f'a content part of type "{kind}" is neither text nor image')
+    return pieces
+
+
+def _flatten(images: Any) -> list[Image.Image]:
+    if images is None:
+        return []
+    if isinstance(images, (list, tuple)):
+        return [picture for item in images for picture in _flatten(item)]
+    return [load_image(images)]

@@ -1,0 +1,45 @@
+"""The interface of an objective.
+
+An objective may look at the batch before the model runs (``prepare``: a teacher's pass), asks for
+intermediates (``taps``), and returns a *sum* and the number of units it sums over. The loop divides by
+the units of the whole global batch, so packing, accumulation and several ranks give one result.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from oculi.batch import Batch
+from oculi.model import OculiOutput
+from oculi.model.modeling_oculi import Reducer
+
+
+class Objective(nn.Module):
+    """One term of the loss. Its parameters, if any, are trained and checkpointed, never exported."""
+
+    name: str
+    weight: float
+
+    def prepare(self, batch: Batch) -> Any:
+        """What has to be known before the model runs; the result comes back to the other methods."""
+        return None
+
+    def taps(self, prepared: Any) -> Mapping[int, Reducer]:
+        """Reducers of block outputs on vision tokens; see ``OculiForConditionalGeneration.forward``."""
+        return {}
+
+    @abstractmethod
+    def count(self, batch: Batch) -> int:
+        """Units of this batch that the loss is a mean over."""
+
+    @abstractmethod
+    def total(self, output: OculiOutput, batch: Batch, prepared: Any) -> Tensor:
+        """Sum of the loss over the units of this batch: a float32 scalar."""
+
+    def place(self, device: torch.device) -> None:
+        """Move what is not a registered part (a frozen teacher) to a device."""

@@ -1,0 +1,347 @@
+"""A method is its recipe: typed, strict, printable, runnable from what it prints.
+
+A recipe is built by a Python function, changed by ``key=value`` overrides, and written resolved into
+every run as ``recipe.yaml``. Unknown keys are refused everywhere, with the nearest valid name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from oculi.errors import RecipeError, nearest
+
+
+class Strict(BaseModel):
+    """A part of a recipe: no unknown keys, no silent conversions, immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _no_switch(value: Any) -> Any:
+    """pydantic would read ``steps: true`` as one step."""
+    if isinstance(value, bool):
+        raise ValueError(f"{str(value).lower()} is no value for it")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_no_switch)]
+Float = Annotated[float, BeforeValidator(_no_switch)]
+Count = Annotated[Int, Field(ge=1)]
+Rate = Annotated[Float, Field(ge=0)]
+Decay = Annotated[Float, Field(ge=0, lt=1)]
+
+
+class VisionSpec(Strict):
+    """The patch embedding (VoRA, section 3.1)."""
+
+    kind: Literal["patch_embed"] = "patch_embed"
+    patch_size: Count = 14
+    width: Count | None = Field(None, description="None: the width of init_from")
+    grid: tuple[Count, Count] | None = Field(
+        None, description="position table; None: that of init_from"
+    )
+    init_from: str | None = Field(
+        None, description="a ViT whose patch embedding and positions start it"
+    )
+
+    @model_validator(mode="after")
+    def _has_a_size(self) -> VisionSpec:
+        if self.init_from is None and (self.width is None or self.grid is None):
+            raise ValueError("set width and grid, or init_from")
+        return self
+
+
+class ImageSpec(Strict):
+    """How pictures are cut; see ``OculiImageProcessor``."""
+
+    mode: Literal["native", "square"] = "native"
+    size: Count = 448
+    min_patches: Count = 4
+    max_patches: Count = 1024
+
+    @model_validator(mode="after")
+    def _limits_in_order(self) -> ImageSpec:
+        if self.min_patches > self.max_patches:
+            raise ValueError(
+                f"min_patches {self.min_patches} is more than max_patches {self.max_patches}"
+            )
+        return self
+
+
+class LoraSpec(Strict):
+    """Vision LoRA: rank and the first blocks that get it; no alpha (VoRA, section 3.1)."""
+
+    rank: Count
+    blocks: Count
+    targets: tuple[str, ...] = (
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    )  # fmt: skip
+
+
+class ModelSpec(Strict):
+    """The model before any training."""
+
+    llm: str = Field(
+        description="folder or hub id of an AutoModelForCausalLM; testbed:NAME is shipped"
+    )
+    vision: VisionSpec
+    images: ImageSpec = ImageSpec()
+    lora: LoraSpec | None = None
+    image_attention: Literal["causal", "bidirectional", "mutual"] = "bidirectional"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: Literal["sdpa", "eager", "flex_attention"] = "sdpa"
+
+    @model_validator(mode="after")
+    def _whole_patches(self) -> ModelSpec:
+        size, patch = self.images.size, self.vision.patch_size
+        if self.images.mode == "square" and size % patch:
+            raise ValueError(f"images.size {size} is not a multiple of vision.patch_size {patch}")
+        return self
+
+
+class FileSource(Strict):
+    """A data file; see docs/data.md for the formats."""
+
+    kind: Literal["file"] = "file"
+    path: str
+    image_root: str | None = Field(
+        None, description="where image paths start; None: the file's folder"
+    )
+
+
+class PlayroomSource(Strict):
+    """Samples drawn by the program; see docs/testbed.md."""
+
+    kind: Literal["playroom"] = "playroom"
+    level: Int = Field(ge=1, le=2)
+    samples: Count
+    split: Literal["train", "test", "pairs"] = "train"
+    size: tuple[Count, Count] = (84, 84)
+
+
+SourceSpec = Annotated[FileSource | PlayroomSource, Field(discriminator="kind")]
+
+
+class LmSpec(Strict):
+    """Cross-entropy on answer tokens (VoRA, equation 3)."""
+
+    kind: Literal["lm"] = "lm"
+    weight: Rate = 1.0
+
+
+class DistillSpec(Strict):
+    """Cosine alignment of vision tokens with a frozen ViT (VoRA, equations 1 and 2)."""
+
+    kind: Literal["distill"] = "distill"
+    weight: Rate = 1.0
+    teacher: str
+    mode: Literal["none", "last", "block"] = "block"
+    align: Literal["output", "input", "released"] = "output"
+
+
+ObjectiveSpec = Annotated[LmSpec | DistillSpec, Field(discriminator="kind")]
+
+
+class Stage(Strict):
+    """One stretch of training.
+
+    ``trainable`` maps globs on canonical parameter names to learning rates (None: ``lr``); what no
+    glob matches is frozen, the last match wins, a glob that matches nothing is an error.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    data: tuple[SourceSpec, ...] = Field(min_length=1)
+    steps: Count
+    batch: Count = Field(description="samples of one optimizer step, over all ranks")
+    length: Int = Field(ge=8, description="longest sample in tokens, images included")
+    pack_length: Count | None = Field(None, description="tokens of a packed row; None: length")
+    micro_rows: Count = Field(8, description="packed rows that go through the model at once")
+    objectives: tuple[ObjectiveSpec, ...] = (LmSpec(),)
+    lr: Float = Field(gt=0)
+    trainable: dict[str, Rate | None] = Field(min_length=1)
+    warmup_steps: Int = Field(0, ge=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    weight_decay: Rate = 0.0
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    clip: Float | None = Field(1.0, gt=0)
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    workers: Int = Field(1, ge=0)
+    log_every: Count = 10
+    checkpoint_every: Count = 1000
+    merge_lora: bool = Field(False, description="fold LoRA into the LLM when the stage is done")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Stage:
+        kinds = [objective.kind for objective in self.objectives]
+        if len(set(kinds)) != len(kinds):
+            raise ValueError(f"an objective occurs twice in {', '.join(kinds)}")
+        if self.pack_length is not None and self.pack_length > self.length:
+            raise ValueError(f"pack_length {self.pack_length} is more than length {self.length}")
+        return self
+
+
+class EvalSpec(Strict):
+    """A task to score at the end of every stage."""
+
+    task: str
+    limit: Count | None = None
+    blind: bool = True
+
+
+class Recipe(Strict):
+    """Everything a run is: model, stages, evaluations."""
+
+    name: str
+    summary: str
+    seed: Int = Field(0, ge=0, lt=2**63)
+    model: ModelSpec
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    evals: tuple[EvalSpec, ...] = ()
+
+    @model_validator(mode="after")
+    def _merges_once(self) -> Recipe:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two stages have one name among {', '.join(names)}")
+        merges = [stage.name for stage in self.stages if stage.merge_lora]
+        if merges and self.model.lora is None:
+            raise ValueError(f"stage {merges[0]} merges LoRA, but the model has none")
+        if len(merges) > 1:
+            raise ValueError(f"LoRA is merged twice, after {' and after '.join(merges)}")
+        return self
+
+    def to_yaml(self) -> str:
+        """The resolved recipe as text that ``load`` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
+
+
+def validate(data: dict[str, Any], where: str) -> Recipe:
+    """A recipe from plain data.
+
+    Raises:
+        RecipeError: one line with the first thing that is wrong and the nearest valid name.
+    """
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError(f"{where}: {first_problem(error, data)}") from None
+
+
+def load(path: Path) -> Recipe:
+    """A recipe from ``recipe.yaml``; raises RecipeError."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path} holds no recipe: expected keys such as name, model and stages")
+    return validate(data, str(path))
+
+
+def override(recipe: Recipe, assignments: list[str]) -> Recipe:
+    """The recipe with ``dotted.key=value`` changes, values read as YAML.
+
+    Raises:
+        RecipeError: no ``=``, an unknown key (with the nearest valid one), or a value out of range.
+    """
+    data = recipe.model_dump(mode="json")
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise RecipeError(
+                f'"{assignment}" is no override: write key=value, as stages.0.lr=1e-4'
+            )
+        _assign(data, key, _value(text))
+    return validate(data, "override " + " ".join(assignments)) if assignments else recipe
+
+
+def _value(text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+        return float(value) if isinstance(value, str) else value  # YAML reads 1e-4 as a string
+    except (yaml.YAMLError, ValueError):
+        return text
+
+
+def _assign(data: Any, key: str, value: Any) -> None:
+    parts = key.split(".")
+    node: Any = data
+    for i, part in enumerate(parts):
+        here = ".".join(parts[:i])
+        if isinstance(node, list):
+            if not part.isdecimal() or int(part) >= len(node):
+                raise RecipeError(f'"{key}": {here} has {len(node)} entries, from 0; got "{part}"')
+            node_key: Any = int(part)
+        elif isinstance(node, dict):
+            if here.endswith("trainable"):  # globs hold dots themselves
+                node[".".join(parts[i:])] = value
+                return
+            if part not in node:
+                # Compared without what stands before it: a long prefix makes all keys alike.
+                guess = nearest(part, node) or f"; known here: {', '.join(sorted(node))}"
+                raise RecipeError(f'unknown key "{key}"{guess}')
+            node_key = part
+        else:
+            raise RecipeError(f'"{key}": {here} is a value, it has no "{part}"')
+        if i == len(parts) - 1:
+            node[node_key] = value
+        else:
+            node = node[node_key]
+
+
+def first_problem(error: ValidationError, data: dict[str, Any]) -> str:
+    """The first thing that pydantic found wrong with ``data``, in one line by its dotted key."""
+    problem = error.errors()[0]
+    # A tagged union puts its tag into the location; a reader's file has no such level.
+    parts: list[Any] = []
+    node: Any = data
+    for part in problem["loc"]:
+        if isinstance(node, dict) and part not in node and node.get("kind") == part:
+            continue
+        parts.append(part)
+        try:
+            node = node[part]
+        except (KeyError, IndexError, TypeError):
+            node = None
+    where = ".".join(str(part) for part in parts)
+    if problem["type"] == "extra_forbidden":
+        return f'unknown key "{where}"{nearest(str(parts[-1]), _known_keys(parts[:-1], data))}'
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where or 'recipe'}: {message}"
+
+
+def _known_keys(parts: list[Any], data: dict[str, Any]) -> list[str]:
+    """Keys the part of a recipe at ``parts`` may have, from the models themselves."""
+    model: Any = Recipe
+    steps = {
+        "model": ModelSpec, "vision": VisionSpec, "images": ImageSpec, "lora": LoraSpec,
+        "stages": Stage, "evals": EvalSpec,
+    }  # fmt: skip
+    unions: dict[str, dict[str, type[Strict]]] = {
+        "objectives": {"lm": LmSpec, "distill": DistillSpec},
+        "data": {"file": FileSource, "playroom": PlayroomSource},
+    }
+    node: Any = data
+    chosen: dict[str, type[Strict]] = {}
+    for part in parts:
+        node = node[part]
+        if part in unions:
+            chosen = unions[part]
+        elif isinstance(part, int) and chosen:
+            model = chosen.get(node.get("kind"), Strict)
+        elif part in steps:
+            model, chosen = steps[part], {}
+    return list(model.model_fields)

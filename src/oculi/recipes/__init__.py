@@ -1,0 +1,54 @@
+"""The built-in recipes: functions that return a ``Recipe``; private ones are ``file.py:function``."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from oculi.errors import RecipeError, nearest
+from oculi.recipe import Recipe, first_problem, load
+from oculi.recipes.tiny import vora_tiny
+from oculi.recipes.vora import vora
+
+BUILTIN: dict[str, Callable[[], Recipe]] = {"vora": vora, "vora_tiny": vora_tiny}
+
+
+def find_recipe(name: str) -> Recipe:
+    """A recipe by built-in name, ``file.py:function``, or ``recipe.yaml``.
+
+    Raises:
+        RecipeError: there is none; the nearest built-in name is given.
+    """
+    if name in BUILTIN:
+        return BUILTIN[name]()
+    path, colon, function = name.rpartition(":")
+    if colon and path.endswith(".py"):
+        return _from_python(Path(path), function)
+    if name.endswith((".yaml", ".yml")):
+        return load(Path(name))
+    raise RecipeError(
+        f'unknown recipe "{name}"{nearest(name, BUILTIN)}; built in are {", ".join(BUILTIN)}, and '
+        "file.py:function or a recipe.yaml work too"
+    )
+
+
+def _from_python(path: Path, function: str) -> Recipe:
+    if not path.is_file():
+        raise RecipeError(f"there is no file {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, function, None)):
+        names = [n for n in vars(module) if callable(getattr(module, n)) and not n.startswith("_")]
+        raise RecipeError(f'{path} has no function "{function}"{nearest(function, names)}')
+    try:
+        recipe = getattr(module, function)()
+    except ValidationError as error:
+        raise RecipeError(f"{path}:{function}: {first_problem(error, {})}") from None
+    if not isinstance(recipe, Recipe):
+        raise RecipeError(f"{path}:{function} returned {type(recipe).__name__}, not a Recipe")
+    return recipe

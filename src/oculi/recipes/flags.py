@@ -1,0 +1,61 @@
+"""The common overrides as flags: ``--llm``, ``--teacher``, ``--data``, ``--seed``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from oculi.errors import DataError
+from oculi.recipe import DistillSpec, EvalSpec, FileSource, Recipe, validate
+
+SHOWN_ANSWERS = 48
+
+
+def apply_flags(
+    recipe: Recipe,
+    *,
+    llm: str | None = None,
+    teacher: str | None = None,
+    data: Sequence[Path] | None = None,
+    seed: int | None = None,
+) -> Recipe:
+    """The recipe with the flags that were given.
+
+    ``data`` replaces the data of every stage, and the evaluations by a look at its first questions.
+    ``teacher`` replaces the teacher of every distillation and, where the vision part starts from that
+    teacher, its start.
+
+    Raises:
+        DataError: a data file does not exist.
+    """
+    content: dict[str, Any] = recipe.model_dump(mode="json")
+    if llm is not None:
+        content["model"]["llm"] = llm
+    if seed is not None:
+        content["seed"] = seed
+    if teacher is not None:
+        _replace_teacher(content, teacher)
+    if data:
+        for path in data:
+            if not path.is_file():
+                raise DataError(f"there is no data file {path}")
+        sources = [FileSource(path=str(path)).model_dump(mode="json") for path in data]
+        for stage in content["stages"]:
+            stage["data"] = sources
+        # Answers on what was trained on: the report shows at a glance whether anything was learnt.
+        evals = [EvalSpec(task=str(path), limit=SHOWN_ANSWERS) for path in data]
+        content["evals"] = [spec.model_dump(mode="json") for spec in evals]
+    return validate(content, recipe.name)
+
+
+def _replace_teacher(content: dict[str, Any], teacher: str) -> None:
+    kind = DistillSpec.model_fields["kind"].default
+    old = set()
+    for stage in content["stages"]:
+        for objective in stage["objectives"]:
+            if objective["kind"] == kind:
+                old.add(objective["teacher"])
+                objective["teacher"] = teacher
+    if content["model"]["vision"]["init_from"] in old:
+        content["model"]["vision"]["init_from"] = teacher

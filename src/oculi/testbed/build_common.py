@@ -1,0 +1,125 @@
+"""What the tiny checkpoints' trainings share: seeds, optimisers, schedule, progress, saving.
+
+One thread and bf16 autocast: on shared CPU cores that is the most work per second, and a build on
+any machine then takes the same steps in the same order.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+SHARD = "4MB"  # shipped files stay small enough for any repository
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How long and how fast one part is trained; `steps` fixes the work, not the time."""
+
+    steps: int
+    batch: int
+    muon_lr: float
+    adam_lr: float
+    warmup: int
+    seed: int = 0
+    report_every: int = 50
+    save_every: int = 0  # 0: only at the end
+
+
+def setup(seed: int) -> None:
+    """Seed torch and keep it to one thread."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+
+
+class Optimisers:
+    """Muon for the blocks' matrices, AdamW for the rest, on one schedule.
+
+    Muon needs about half of AdamW's steps here, which on a CPU is what decides.
+    """
+
+    def __init__(self, model: nn.Module, heads: nn.Module | None, plan: Plan) -> None:
+        matrices: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for name, weight in model.named_parameters():
+            inside = weight.ndim == 2 and ".layers." in name
+            (matrices if inside else others).append(weight)
+        if heads is not None:
+            others += list(heads.parameters())
+        self.plan = plan
+        self.parts: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(matrices, lr=plan.muon_lr, weight_decay=0.05, adjust_lr_fn="original"),
+            torch.optim.AdamW(others, lr=plan.adam_lr, betas=(0.9, 0.98), weight_decay=0.0),
+        ]
+        self.weights = [*matrices, *others]
+
+    def step(self, step: int) -> float:
+        """Clip, update, clear; return the gradient norm before clipping."""
+        scale = factor(step, self.plan)
+        norm = nn.utils.clip_grad_norm_(self.weights, 1.0)
+        for part, lr in zip(self.parts, (self.plan.muon_lr, self.plan.adam_lr), strict=True):
+            for group in part.param_groups:
+                group["lr"] = lr * scale
+            part.step()
+            part.zero_grad(set_to_none=True)
+        return float(norm)
+
+
+def factor(step: int, plan: Plan) -> float:
+    """Return the learning rate at `step` relative to its peak: warm-up, then cosine to 2 %."""
+    if step < plan.warmup:
+        return (step + 1) / plan.warmup
+    done = (step - plan.warmup) / max(1, plan.steps - plan.warmup)
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+class Progress:
+    """Prints a line every so many steps: step, running losses, samples, time left."""
+
+    def __init__(self, part: str, plan: Plan, log: Path | None) -> None:
+        self.part, self.plan, self.log = part, plan, log
+        self.begin = time.monotonic()
+        self.sums: dict[str, float] = {}
+        self.count = 0
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """Take one step's losses and print when it is time."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += 1
+        if (step + 1) % self.plan.report_every and step + 1 != self.plan.steps:
+            return
+        spent = time.monotonic() - self.begin
+        left = spent / (step + 1) * (self.plan.steps - step - 1)
+        shown = " ".join(f"{name} {total / self.count:.4f}" for name, total in self.sums.items())
+        self.say(f"step {step + 1}/{self.plan.steps} {shown} spent {spent:.0f}s left {left:.0f}s")
+        self.sums, self.count = {}, 0
+
+    def say(self, line: str) -> None:
+        """Print a line, and append it to the log if there is one."""
+        print(f"[{self.part}] {line}", flush=True)
+        if self.log is not None:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+
+def save(model: Any, folder: Path) -> None:
+    """Write `model` as bf16 safetensors of at most 4 MB a file; the model itself keeps fp32."""
+    kept = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
+    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size=SHARD)
+    model.to(torch.float32).load_state_dict(kept)
+
+
+def batches(total: int, size: int) -> Iterator[range]:
+    """Yield ranges that cut `total` into runs of `size`."""
+    for first in range(0, total, size):
+        yield range(first, min(total, first + size))

@@ -1,0 +1,195 @@
+"""Trains the tiny Qwen2 language model and its tokenizer on the testbed's language.
+
+The loss is mostly on replies; a little is on all tokens, which teaches the words themselves. Two
+things let the model learn to look words up again, on which all reading rests. Its embeddings start
+larger and move slower than usual: tied and at the usual scale, those of words that can stand for
+one another (the colours) end up nearly the same before any attention can use them. And training
+begins with a primer of scenes of one object and lists to copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from oculi.testbed import language, playroom, tokenizer
+from oculi.testbed.build_common import Optimisers, Plan, Progress, batches, save, setup
+from oculi.testbed.vocabulary import Dice
+
+# Here a batch is a number of tokens, padding included.
+PLAN = Plan(steps=1400, batch=4096, muon_lr=0.02, adam_lr=1.5e-3, warmup=40, save_every=200)
+QUICK = Plan(steps=3, batch=1024, muon_lr=0.02, adam_lr=1.5e-3, warmup=1, report_every=1)
+
+CONTEXT = 0.1  # weight of a token that is not part of a reply
+EMBEDDING = 0.06  # standard deviation at the start; transformers' default is 0.02
+POOL = 1024  # dialogues that are sorted by length together
+PRIMER = 200  # the first steps read about single objects and copy lists
+IGNORE = -100
+SYSTEM = "You are a helpful assistant."
+Tokens = tuple[list[int], list[int]]  # ids, labels (IGNORE outside replies)
+
+
+def new_model(vocabulary: int, pad: int, end: int) -> Any:
+    """Return an untrained Qwen2: width 192, 6 blocks, tied embeddings."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=vocabulary,
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        pad_token_id=pad,
+        eos_token_id=end,
+        bos_token_id=None,
+    )
+    model = Qwen2ForCausalLM(config)
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=EMBEDDING)
+    return model
+
+
+def chat(prompt: str) -> str:
+    """Return a user's message as the chat template writes it, up to where the reply begins."""
+    return f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def encode_turns(talks: Sequence[Sequence[language.Turn]], encode: Any) -> list[Tokens]:
+    """Return ids and labels of dialogues; one in sixteen begins with a system prompt."""
+    pieces = []
+    for number, turns in enumerate(talks):
+        lead = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n" if number % 16 == 0 else ""
+        for turn in turns:
+            pieces += [lead + chat(turn.prompt), turn.answer + "<|im_end|>\n"]
+            lead = ""
+    encoded = iter(encode.encode_batch(pieces, add_special_tokens=False))
+    made = []
+    for turns in talks:
+        ids: list[int] = []
+        labels: list[int] = []
+        for _ in turns:
+            prompt, reply = next(encoded).ids, next(encoded).ids
+            ids += prompt + reply
+            labels += [IGNORE] * len(prompt) + reply
+        made.append((ids, labels))
+    return made
+
+
+def stream(plan: Plan, encode: Any) -> Iterator[list[Tokens]]:
+    """Yield batches of about `plan.batch` tokens, alike in length, without end."""
+    number, step = plan.seed * 10**9, 0
+    while True:
+        source = language.primer if step < PRIMER else language.dialogue
+        talks = [source("train", number + row) for row in range(POOL)]
+        pool = encode_turns(talks, encode)
+        number += POOL
+        pool.sort(key=lambda pair: len(pair[0]))
+        cut: list[list[Tokens]] = [[]]
+        for pair in pool:
+            if cut[-1] and (len(cut[-1]) + 1) * len(pair[0]) > plan.batch:
+                cut.append([])
+            cut[-1].append(pair)
+        step += len(cut)
+        yield from Dice(98, number).shuffled(cut)
+
+
+def loss(model: Any, batch: Sequence[Tokens], pad: int) -> tuple[torch.Tensor, float]:
+    """Return the weighted loss of a batch, and the loss of its replies alone for the log."""
+    length = max(len(ids) for ids, _ in batch)
+    ids_BT = torch.full((len(batch), length), pad)
+    labels_BT = torch.full((len(batch), length), IGNORE)
+    for row, (ids, labels) in enumerate(batch):
+        ids_BT[row, : len(ids)] = torch.tensor(ids)
+        labels_BT[row, : len(ids)] = torch.tensor(labels)
+    logits = model(input_ids=ids_BT).logits[:, :-1]  # padding is on the right: no mask is needed
+    each = F.cross_entropy(logits.flatten(0, 1).float(), ids_BT[:, 1:].flatten(), reduction="none")
+    real = (ids_BT[:, 1:] != pad).flatten()
+    reply = (labels_BT[:, 1:] != IGNORE).flatten()
+    replies = each[reply].mean()
+    return replies + CONTEXT * each[real & ~reply].mean(), float(replies.detach())
+
+
+@torch.no_grad()
+def exact(model: Any, tok: Any, turns: Sequence[language.Turn]) -> list[bool]:
+    """Return for each exchange whether the greedy reply, with its end, is the right one.
+
+    A reply is checked in one pass: greedy decoding gives it if, and only if, each of its tokens
+    is the most likely one after the right tokens before it.
+    """
+    right = []
+    for numbers in batches(len(turns), 64):
+        some = [turns[number] for number in numbers]
+        prompts = tok([chat(turn.prompt) for turn in some], add_special_tokens=False).input_ids
+        replies = tok([turn.answer + tokenizer.END for turn in some]).input_ids
+        length = max(len(p) + len(r) for p, r in zip(prompts, replies, strict=True))
+        ids = torch.full((len(some), length), tok.pad_token_id)
+        for row, (p, r) in enumerate(zip(prompts, replies, strict=True)):
+            ids[row, : len(p) + len(r)] = torch.tensor(p + r)
+        guess = model(input_ids=ids).logits.argmax(-1)
+        for row, (p, r) in enumerate(zip(prompts, replies, strict=True)):
+            said = guess[row, len(p) - 1 : len(p) + len(r) - 1].tolist()
+            right.append(said == r)
+    return right
+
+
+def evaluate(model: Any, tok: Any, n: int) -> dict[str, dict[str, float]]:
+    """Return per cent exactly right by kind on `n` held-out texts of each level and of skills."""
+    model.eval()
+    sets = {
+        f"level {level}": [language.reading(level, "test", number) for number in range(n)]
+        for level in playroom.LEVELS
+    }
+    sets["skills"] = [language.Turn(*language.skills("test", number)) for number in range(n)]
+    scores: dict[str, dict[str, float]] = {}
+    for name, turns in sets.items():
+        right = exact(model, tok, turns)
+        by_kind: dict[str, list[bool]] = {"all": right}
+        for turn, hit in zip(turns, right, strict=True):
+            by_kind.setdefault(turn.kind, []).append(hit)
+        scores[name] = {k: round(100 * sum(hits) / len(hits), 1) for k, hits in by_kind.items()}
+    model.train()
+    return scores
+
+
+def build(folder: Path, quick: bool, log: Path | None = None, plan: Plan = PLAN) -> dict[str, Any]:
+    """Train tokenizer and LLM, write them to `folder`, return what the manifest says about it."""
+    plan = replace(QUICK, seed=plan.seed) if quick else plan
+    setup(plan.seed)
+    tok, progress = tokenizer.train(), Progress("llm", plan, log)
+    model = new_model(len(tok), tok.pad_token_id, tok.eos_token_id)
+    optimisers = Optimisers(model, None, plan)
+    parameters = sum(weight.numel() for weight in model.parameters())
+    progress.say(f"{parameters / 1e6:.2f}M parameters, {plan.steps} steps of {plan.batch} tokens")
+    source, samples = stream(plan, tok.backend_tokenizer), 0
+    for step in range(plan.steps):
+        batch = next(source)
+        samples += len(batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            total, replies = loss(model, batch, tok.pad_token_id)
+        total.backward()
+        optimisers.step(step)
+        progress.add(step, {"reply": replies, "all": total.item()})
+        if plan.save_every and (step + 1) % plan.save_every == 0 and step + 1 < plan.steps:
+            progress.say(str(evaluate(model, tok, 210)))
+            save(model, folder)
+            tok.save_pretrained(folder)
+    save(model, folder)
+    tok.save_pretrained(folder)
+    model.to(torch.bfloat16).to(torch.float32)  # score what is shipped
+    scores = evaluate(model, tok, 21 if quick else 2100)
+    progress.say(str(scores))
+    return {
+        "parameters": parameters,
+        "steps": plan.steps,
+        "samples": samples,
+        "seed": plan.seed,
+        "metrics": scores,
+    }

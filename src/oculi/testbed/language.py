@@ -1,0 +1,158 @@
+"""The text the tiny LLM is pre-trained on: scenes to read, skills that need no scene, and guesses.
+
+Reading comprehension gives it Playroom's language, with all 48 colour-shape pairs alike, so that
+a picture later needs only to take the place of the description. The skills (arithmetic, copying,
+spelling, sorting, reversing) have nothing to do with pictures: their loss shows forgetting. A few
+questions come without any scene and get an answer of the right type, so that a blind model, too,
+answers in the right format. No text here speaks of a picture that is drawn.
+
+`turn` is the plain mixture; `dialogue` is what training reads, with several questions on a scene.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from oculi.errors import DataError, nearest
+from oculi.testbed import playroom
+from oculi.testbed.interview import interview
+from oculi.testbed.vocabulary import Dice
+from oculi.testbed.words import WORDS
+
+SKILLS = ("add", "subtract", "copy", "spell", "sort numbers", "sort words", "reverse")
+SPLITS = ("train", "test")
+_SKILL_LEVEL = 0  # the place of the level in the dice's seed; Playroom's levels count from 1
+_SCENES = {"train": "text", "test": "text-test"}
+# Shares of a document's kind in 64: level 1, level 2, skills; the rest is guesses.
+_LEVEL_1, _LEVEL_2, _SKILL = 18, 24, 19
+
+_FRAMES = (
+    "{scene}\n{question}",
+    "Scene: {scene}\n{question}",
+    "{scene}\n\nQuestion: {question}",
+    "{question}\n\n{scene}",
+)
+_ASK: dict[str, tuple[str, ...]] = {
+    "add": ("What is {} + {}?", "{} + {} =", "Add {} and {}.", "{} plus {}"),
+    "subtract": ("What is {} - {}?", "{} - {} =", "{} minus {}", "Subtract: {} - {}"),
+    "copy": ("Copy: {}", "Repeat these words: {}", "Say again: {}", "Write the same: {}"),
+    "spell": ("Spell {}.", "Spell the word {}", "How do you spell {}?", "Letters of {}:"),
+    "sort numbers": (
+        "Sort: {}", "Sort these numbers: {}", "Put in order, smallest first: {}", "In order: {}"
+    ),
+    "sort words": (
+        "Sort by alphabet: {}", "Sort these words: {}", "Put in alphabetical order: {}",
+        "By alphabet: {}",
+    ),
+    "reverse": ("Reverse: {}", "Reverse this list: {}", "Backwards: {}", "Last to first: {}"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One exchange: its kind, what the user says, and the one right reply."""
+
+    kind: str
+    prompt: str
+    answer: str
+
+
+def _roll(split: str, index: int, stream: int) -> Dice:
+    if split not in SPLITS:
+        known = ", ".join(SPLITS)
+        raise DataError(
+            f'language: no split "{split}"{nearest(split, SPLITS)}; the splits are {known}'
+        )
+    return Dice(_SKILL_LEVEL, SPLITS.index(split), index, stream)
+
+
+def _skill(kind: str, roll: Dice) -> tuple[tuple[str, ...], str]:
+    """Return what a skill's question is about, and the answer."""
+    if kind == "add":
+        a, b = roll.below(50), roll.below(50)
+        return (str(a), str(b)), str(a + b)
+    if kind == "subtract":
+        a, b = sorted((roll.below(60), roll.below(60)), reverse=True)
+        return (str(a), str(b)), str(a - b)
+    if kind == "spell":
+        word = roll.pick(WORDS)
+        return (word,), " ".join(word)
+    if kind == "sort numbers":
+        numbers = roll.some(range(100), 3 + roll.below(3))
+        return (" ".join(map(str, numbers)),), " ".join(map(str, sorted(numbers)))
+    words = [roll.pick(WORDS) for _ in range((1 if kind == "copy" else 3) + roll.below(3))]
+    if kind == "sort words":
+        return (" ".join(words),), " ".join(sorted(words))
+    return (" ".join(words),), " ".join(words[::-1] if kind == "reverse" else words)
+
+
+def skills(split: str, index: int) -> tuple[str, str, str]:
+    """Return (kind, prompt, answer) of one text-only task; the kinds take turns.
+
+    `split` is "train" or "test"; raises DataError for another.
+    """
+    roll, kind = _roll(split, index, 0), SKILLS[index % len(SKILLS)]
+    given, answer = _skill(kind, roll)
+    return kind, roll.pick(_ASK[kind]).format(*given), answer
+
+
+def reading(level: int, split: str, index: int) -> Turn:
+    """Return one question about a scene that is described in the prompt."""
+    roll = _roll(split, index, level)
+    scene, question = playroom.text_item(level, _SCENES[split], index)
+    described = playroom.describe_scene(scene, roll.below(30))
+    prompt = roll.pick(_FRAMES).format(scene=described, question=question.text)
+    return Turn(question.kind, prompt, question.answer)
+
+
+def guess(level: int, split: str, index: int) -> Turn:
+    """Return a question without its scene; the answer is right in type and else a guess."""
+    _, question = playroom.text_item(level, _SCENES[split], index)
+    return Turn("guess", question.text, question.answer)
+
+
+def turn(split: str, index: int) -> Turn:
+    """Return exchange `index` of the pre-training mixture (about 2/3 reading, 30 % skills)."""
+    ticket = _roll(split, index, 4).below(64)
+    if ticket < _LEVEL_1:
+        return reading(1, split, index)
+    if ticket < _LEVEL_1 + _LEVEL_2:
+        return reading(2, split, index)
+    if ticket < _LEVEL_1 + _LEVEL_2 + _SKILL:
+        return Turn(*skills(split, index))
+    return guess(1 + ticket % 2, split, index)
+
+
+def _read_through(level: int, split: str, index: int, n: int, roll: Dice) -> list[Turn]:
+    """Return up to `n` exchanges on one scene, told in the first of them."""
+    scene, _ = playroom.text_item(level, _SCENES[split], index)
+    described = playroom.describe_scene(scene, roll.below(30))
+    questions = interview(scene, n, roll)
+    prompts = [question.text for question in questions]
+    prompts[0] = roll.pick(_FRAMES).format(scene=described, question=prompts[0])
+    return [Turn(q.kind, text, q.answer) for q, text in zip(questions, prompts, strict=True)]
+
+
+def primer(split: str, index: int) -> list[Turn]:
+    """Return a dialogue for the beginning of training: one object to read about, or a list to copy.
+
+    Both teach a young model to look back at words, which everything else rests on.
+    """
+    roll = _roll(split, index, 5)
+    if roll.below(5):
+        return _read_through(1, split, index, 5, roll)
+    words = " ".join(roll.pick(WORDS) for _ in range(4 + roll.below(8)))
+    return [Turn("copy", roll.pick(_ASK["copy"]).format(words), words)]
+
+
+def dialogue(split: str, index: int) -> list[Turn]:
+    """Return one dialogue of the pre-training mixture: about half reading, a third skills."""
+    roll = _roll(split, index, 6)
+    ticket = roll.below(16)
+    if ticket < 3:
+        return _read_through(1, split, index, 4, roll)
+    if ticket < 9:
+        return _read_through(2, split, index, 4, roll)
+    if ticket < 14:
+        return [Turn(*skills(split, 3 * index + step)) for step in range(3)]
+    return [turn(split, index)]

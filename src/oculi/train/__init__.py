@@ -1,0 +1,1 @@
+"""One loop, its optimizer, its checkpoints, and the run that strings stages together."""

@@ -1,0 +1,110 @@
+"""Model and objectives as one module, so that data-parallel wrappers synchronise heads as well."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from oculi.batch import Batch
+from oculi.errors import RecipeError, nearest
+from oculi.model import OculiForConditionalGeneration
+from oculi.model.lora import canonical_name
+from oculi.model.modeling_oculi import Reducer
+from oculi.objectives import Objective
+
+
+class TrainModule(nn.Module):
+    """What an optimizer step runs.
+
+    Args:
+        model: the vision-language model.
+        objectives: the terms of the loss.
+    """
+
+    def __init__(
+        self, model: OculiForConditionalGeneration, objectives: Sequence[Objective]
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.objectives = nn.ModuleDict({objective.name: objective for objective in objectives})
+
+    def terms(self) -> list[Objective]:
+        """The objectives, typed."""
+        return list(self.objectives.values())  # type: ignore[arg-type]
+
+    def counts(self, batches: Sequence[Batch]) -> dict[str, int]:
+        """Units of each objective over a whole step; at least 1, so that an empty term is 0."""
+        return {t.name: max(1, sum(t.count(batch) for batch in batches)) for t in self.terms()}
+
+    def forward(self, batch: Batch, counts: Mapping[str, int]) -> dict[str, Tensor]:
+        """Each objective's share of the step's loss, unweighted: scalars that add up over batches.
+
+        Args:
+            batch: one micro-batch on the model's device.
+            counts: units of the whole step, from ``counts``.
+        """
+        prepared = {term.name: term.prepare(batch) for term in self.terms()}
+        taps: dict[int, Reducer] = {}
+        for term in self.terms():
+            wanted = term.taps(prepared[term.name])
+            if clash := taps.keys() & wanted.keys():
+                raise ValueError(f"two objectives tap block {min(clash)}")
+            taps.update(wanted)
+        output = self.model(**batch.model_inputs(), taps=taps or None)
+        return {
+            term.name: term.total(output, batch, prepared[term.name]) / counts[term.name]
+            for term in self.terms()
+        }
+
+    def loss(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """Weighted sum of what ``forward`` returned (VoRA, equation 4, with weights of one)."""
+        return torch.stack([term.weight * parts[term.name] for term in self.terms()]).sum()
+
+
+def canonical_parameters(module: TrainModule) -> dict[str, nn.Parameter]:
+    """Parameters by the names that globs are written on: ``llm.``, ``vision.``, ``objectives.``."""
+    return {canonical_name(n.removeprefix("model.")): p for n, p in module.named_parameters()}
+
+
+def learning_rates(
+    names: Sequence[str], trainable: Mapping[str, float | None], default: float, where: str
+) -> dict[str, float]:
+    """Learning rate of every parameter that a glob matches; the last matching glob wins.
+
+    Args:
+        names: canonical parameter names.
+        trainable: glob to rate, None for ``default``.
+        where: for the message.
+
+    Raises:
+        RecipeError: a glob matches nothing; the nearest name is given.
+    """
+    rates: dict[str, float] = {}
+    for glob, rate in trainable.items():
+        matched = [name for name in names if fnmatchcase(name, glob)]
+        if not matched:
+            guess = nearest(glob, names)
+            known = ", ".join(sorted({name.split(".")[0] + ".*" for name in names}))
+            raise RecipeError(
+                f'{where}: the glob "{glob}" matches no parameter{guess or f"; there are {known}"}'
+            )
+        for name in matched:
+            rates[name] = default if rate is None else rate
+    return {name: rates[name] for name in names if name in rates}
+
+
+def freeze(module: TrainModule, rates: Mapping[str, float]) -> dict[str, nn.Parameter]:
+    """Let gradients flow into the named parameters only; they are kept in float32.
+
+    Returns:
+        the trainable parameters by canonical name.
+    """
+    parameters = canonical_parameters(module)
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in rates)
+        if name in rates:
+            parameter.data = parameter.data.float()
+    return {name: parameters[name] for name in rates}

@@ -1,0 +1,52 @@
+"""Mistakes in any stage, found before the first step.
+
+A run's recipe is fixed once it trains: a misspelt glob or a missing file of the second stage would
+otherwise show after the first has taken its week, when nothing can be changed any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from oculi.data.index import check_lengths
+from oculi.eval.tasks import open_task
+from oculi.model import OculiForConditionalGeneration, OculiProcessor
+from oculi.objectives import build_objectives
+from oculi.recipe import Recipe
+from oculi.train.module import TrainModule, canonical_parameters, learning_rates
+
+
+def check_stages(
+    recipe: Recipe,
+    first: int,
+    model: OculiForConditionalGeneration,
+    processor: OculiProcessor,
+    index: Path,
+    on_progress: Callable[[int, int], None],
+) -> None:
+    """Check globs, teachers, tasks and data of the stages from ``first`` on.
+
+    Args:
+        recipe: what will be run.
+        first: number of the next stage.
+        model, processor: as that stage will start from.
+        index: folder for the lengths of samples.
+        on_progress: told how many samples are measured.
+
+    Raises:
+        RecipeError: a glob matches nothing, or a teacher does not fit.
+        CheckpointError: a teacher cannot be loaded.
+        DataError: a task or a data file cannot be used, or a sample is too long.
+    """
+    lora = True
+    for number, stage in enumerate(recipe.stages):
+        if number >= first:
+            module = TrainModule(model, build_objectives(stage.objectives, model))
+            names = [n for n in canonical_parameters(module) if lora or ".lora_" not in n]
+            learning_rates(names, stage.trainable, stage.lr, f"stages.{number}.trainable")
+        lora = lora and not stage.merge_lora
+    for task in recipe.evals:
+        open_task(task.task)
+    for stage in recipe.stages[first:]:
+        check_lengths(stage.data, processor, stage.length, index, on_progress)

@@ -1,0 +1,119 @@
+"""Every command in README and docs is run, in order, in one folder; heavy ones with fewer steps.
+
+A command that this file does not know how to run fails the test: docs cannot drift unnoticed.
+"""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from oculi.cli import app
+from oculi.testbed import playroom
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINKS = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+
+SHORT = (
+    "stages.0.steps=3 stages.1.steps=2 stages.0.batch=4 stages.1.batch=4 stages.0.workers=0 "
+    "stages.1.workers=0 stages.0.checkpoint_every=2"
+).split()
+SMALL_VORA = [
+    *("model.images.size=84 model.lora.rank=4 model.lora.blocks=5 model.dtype=float32").split(),
+    *("stages.0.length=640 stages.1.length=640").split(),
+    *("stages.0.pack_length=640 stages.1.pack_length=640").split(),
+]
+# Of the same kind, but here: a hub id, the user's own folders and files, numbers of a full run.
+STANDS_FOR = {
+    "Qwen/Qwen2.5-7B-Instruct": "testbed:llm",
+    "DIR": "testbed:aimv2",
+    "runs/mine/checkpoints/step-0001000": "runs/mine/checkpoints/step-0000003",
+    "FILE...": "train.json",
+}
+SKIPPED = ("oculi testbed build", "make", "pip", "git")  # run by tests of their own, or by CI itself
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The ``oculi`` and ``make`` lines of a page's fenced blocks, comments taken off."""
+    found = []
+    for block in re.findall(r"```(?:sh|bash)?\n(.*?)```", page.read_text(), re.DOTALL):
+        for line in block.splitlines():
+            words = shlex.split(line, comments=True)
+            if words and words[0] in ("oculi", "make", "pip", "git"):
+                found.append(words)
+    return found
+
+
+def runnable(words: list[str]) -> list[str]:
+    """The command's arguments, made small."""
+    words = [STANDS_FOR.get(word, word) for word in words[1:]]
+    if words[0] == "train":
+        words += SHORT
+        if words[1] == "vora":
+            words += SMALL_VORA
+        if "--data" not in words:
+            words += ["evals=[]"]
+    if words[0] == "eval":
+        words += ["--limit", "3", "--max-new-tokens", "3"]
+    if words[0] == "chat":
+        words += ["--max-new-tokens", "3"]
+    return words
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folder: a data file with pictures, a test file, one picture."""
+    rows = []
+    for index in range(6):
+        item = playroom.item(1, "train", index)
+        item.picture.load().save(tmp_path / f"{index}.png")
+        turns = [("human", f"<image>\n{item.question.text}"), ("gpt", item.question.answer)]
+        talk = [{"from": role, "value": text} for role, text in turns]
+        rows.append({"id": str(index), "image": f"{index}.png", "conversations": talk})
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    (tmp_path / "test.json").write_text(json.dumps(rows[:3]))
+    playroom.item(1, "test", 0).picture.load().save(tmp_path / "picture.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page_runs(page: Path, folder: Path) -> None:
+    runner = CliRunner()
+    for words in commands(page):
+        if " ".join(words).startswith(SKIPPED):
+            continue
+        assert words[0] == "oculi", f"{page.name}: no way to run {words}"
+        result = runner.invoke(app, runnable(words))
+        assert result.exit_code == 0, f"{page.name}: {shlex.join(words)}\n{result.output}"
+
+
+def test_the_example_in_python_runs(folder: Path) -> None:
+    """The README's pipeline, on what its commands before made."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    readme = ROOT / "README.md"
+    train = next(words for words in commands(readme) if "runs/mine" in words and "train" in words)
+    assert CliRunner().invoke(app, runnable(train)).exit_code == 0
+    (example,) = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
+    example = example.replace("return_full_text=False", "return_full_text=False, max_new_tokens=3")
+    exec(compile(example, str(readme), "exec"), {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in LINKS.findall(page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_make_targets_in_the_docs_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
+        for words in commands(page):
+            if words[0] == "make":
+                assert set(words[1:]) <= targets, f"{page.name}: {words}"

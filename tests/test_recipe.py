@@ -1,0 +1,359 @@
+"""Recipes: what is wrong is said in one line, what is printed runs, what trains is written down."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from golden_names import (
+    COMMAND,
+    compact,
+    golden_file,
+    needs_testbed,
+    stages,
+    trainable,
+)
+from helpers import PATCH, put
+
+from oculi.errors import DataError, RecipeError
+from oculi.recipe import FileSource, LmSpec, PlayroomSource, Recipe, load, override, validate
+from oculi.recipes import BUILTIN, find_recipe
+from oculi.recipes.flags import apply_flags
+
+
+def data() -> dict[str, Any]:
+    stage = {
+        "name": "pretrain",
+        "data": [{"kind": "file", "path": "a.json"}, {"kind": "playroom", "level": 1, "samples": 9}],
+        "steps": 5,
+        "batch": 2,
+        "length": 64,
+        "objectives": [{"kind": "lm"}, {"kind": "distill", "teacher": "vit"}],
+        "lr": 1e-3,
+        "trainable": {"llm.*.lora_?": None, "vision.*": 1e-4},
+        "merge_lora": True,
+    }
+    return {
+        "name": "x",
+        "summary": "y",
+        "model": {
+            "llm": "llm",
+            "vision": {"patch_size": PATCH, "width": 8, "grid": [2, 2]},
+            "images": {},
+            "lora": {"rank": 2, "blocks": 1},
+        },
+        "stages": [stage, {**stage, "name": "finetune", "merge_lora": False}],
+        "evals": [{"task": "playroom:1"}],
+    }
+
+
+def problem(changes: dict[str, Any], base: dict[str, Any] | None = None) -> str:
+    wrong = copy.deepcopy(base or data())
+    for key, value in changes.items():
+        put(wrong, key, value)
+    with pytest.raises(RecipeError) as caught:
+        validate(wrong, "here")
+    message = str(caught.value)
+    assert message.startswith("here: ") and "\n" not in message
+    return message.removeprefix("here: ")
+
+
+def overridden(*assignments: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        override(validate(data(), "here"), list(assignments))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+UNKNOWN = [
+    ("sead", "sead", "seed"),
+    ("model.lllm", "model.lllm", "llm"),
+    ("model.vision.widht", "model.vision.widht", "width"),
+    ("model.images.max_patch", "model.images.max_patch", "max_patches"),
+    ("model.lora.ranks", "model.lora.ranks", "rank"),
+    ("stages.1.learning_rates", "stages.1.learning_rates", None),
+    ("stages.1.step", "stages.1.step", "steps"),
+    ("stages.0.data.0.paht", "stages.0.data.0.paht", "path"),
+    ("stages.0.data.1.sampels", "stages.0.data.1.sampels", "samples"),
+    ("stages.0.objectives.0.wieght", "stages.0.objectives.0.wieght", "weight"),
+    ("stages.0.objectives.1.teach", "stages.0.objectives.1.teach", "teacher"),
+    ("evals.0.limits", "evals.0.limits", "limit"),
+]
+
+
+@pytest.mark.parametrize(("key", "named", "guess"), UNKNOWN)
+def test_an_unknown_key_is_named_with_the_nearest(key: str, named: str, guess: str | None) -> None:
+    hint = f'; did you mean "{guess}"?' if guess else ""
+    assert problem({key: 1}) == f'unknown key "{named}"{hint}'
+
+
+@pytest.mark.parametrize(("key", "named", "guess"), UNKNOWN)
+def test_an_unknown_override_is_named_with_the_nearest(
+    key: str, named: str, guess: str | None
+) -> None:
+    message = overridden(f"{key}=1")
+    assert message.startswith(f'unknown key "{named}"')
+    assert (f'did you mean "{guess}"?' in message) if guess else ("known here: " in message)
+
+
+def test_a_key_under_an_unknown_key_is_named() -> None:
+    assert overridden("modle.llm=x") == 'unknown key "modle.llm"; did you mean "model"?'
+    assert "stages has 2 entries, from 0" in overridden("stages.2.lr=1")
+    assert "stages has 2 entries, from 0" in overridden("stages.first.lr=1")
+    assert "stages has 2 entries, from 0" in overridden("stages.².lr=1")
+    assert "stages.0.lr is a value" in overridden("stages.0.lr.x=1")
+    assert "is no override" in overridden("stages.0.lr")
+    assert 'unknown key ""' in overridden("=3")
+
+
+WRONG = [
+    ("stages.0.steps", 0),
+    ("stages.0.steps", "many"),
+    ("stages.0.steps", 2.5),
+    ("stages.0.steps", True),
+    ("stages.0.batch", 0),
+    ("stages.0.length", 7),
+    ("stages.0.lr", 0),
+    ("stages.0.lr", -1e-3),
+    ("stages.0.lr", True),
+    ("stages.0.lr", None),
+    ("stages.0.clip", 0),
+    ("stages.0.betas", [0.9, 1.0]),
+    ("stages.0.betas", [0.9]),
+    ("stages.0.schedule", "cosin"),
+    ("stages.0.name", "Pre Train"),
+    ("stages.0.data", []),
+    ("stages.0.trainable", {}),
+    ("stages.0.trainable", {"llm.*": "fast"}),
+    ("stages.0.trainable", {"llm.*": -1e-3}),
+    ("stages.0.data.1.level", 3),
+    ("stages.0.data.1.split", "pair"),
+    ("stages.0.data.1.size", [84, 0]),
+    ("stages.0.objectives.1.mode", "blocks"),
+    ("stages.0.workers", -1),
+    ("stages", []),
+    ("seed", -1),
+    ("model.lora.rank", 0),
+    ("model.lora.blocks", 0),
+    ("model.dtype", "float16"),
+    ("model.image_attention", "both"),
+    ("model.images.size", 0),
+    ("model.images.min_patches", 0),
+    ("model.vision.grid", [0, 4]),
+    ("model.vision.width", 0),
+    ("evals.0.limit", 0),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG)
+def test_a_wrong_value_is_refused_by_key(key: str, value: object) -> None:
+    assert problem({key: value}).startswith(key)
+
+
+NOT_FINITE = ["stages.0.lr", "stages.0.clip", "stages.0.objectives.0.weight", "stages.0.weight_decay"]
+
+
+@pytest.mark.parametrize("key", NOT_FINITE)
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", ".nan", ".inf"])
+def test_not_finite_is_refused(key: str, value: str) -> None:
+    assert f": {key}: " in overridden(f"{key}={value}")
+    assert problem({key: float(value.replace(".", ""))}).startswith(key)
+
+
+def test_a_rate_that_is_not_finite_is_refused() -> None:
+    assert "stages.0.trainable.vision.*" in overridden("stages.0.trainable.vision.*=nan")
+
+
+def test_an_unknown_kind_lists_the_known() -> None:
+    message = problem({"stages.0.objectives.1.kind": "distil"})
+    assert "stages.0.objectives.1" in message and "'lm', 'distill'" in message
+    assert "kind" in problem({"stages.0.data.0": {"path": "a.json"}})
+
+
+def test_rules_between_fields() -> None:
+    assert "LoRA is merged twice, after pretrain and after finetune" in problem(
+        {"stages.1.merge_lora": True}
+    )
+    assert "merges LoRA, but the model has none" in problem({"model.lora": None})
+    assert "two stages have one name" in problem({"stages.1.name": "pretrain", "seed": 0})
+    assert "occurs twice" in problem({"stages.0.objectives": [{"kind": "lm"}, {"kind": "lm"}]})
+    assert "pack_length 65 is more than length 64" in problem({"stages.0.pack_length": 65})
+    assert "init_from" in problem({"model.vision": {"patch_size": 4}})
+    assert "max_patches" in problem({"model.images": {"min_patches": 9, "max_patches": 8}})
+    assert "multiple" in problem({"model.images": {"mode": "square", "size": 450}})
+
+
+def test_overrides_are_applied_in_order_and_typed() -> None:
+    recipe = override(
+        validate(data(), "here"),
+        [
+            "stages.0.lr=1e-4",
+            "stages.1.steps=7",
+            "model.llm=some/where-1",
+            "model.image_attention=mutual",
+            "stages.0.betas=[0.8, 1e-1]",
+            "model.lora=null",
+            "stages.0.merge_lora=false",
+            "stages.1.lr=3",
+            "stages.1.lr=2e-5",
+        ],
+    )
+    assert [stage.lr for stage in recipe.stages] == [1e-4, 2e-5]
+    assert recipe.stages[0].betas == (0.8, 0.1)
+    assert (recipe.stages[1].steps, recipe.model.llm) == (7, "some/where-1")
+    assert recipe.model.lora is None and recipe.model.image_attention == "mutual"
+    assert override(recipe, []) is recipe
+
+
+def test_a_glob_holds_dots_and_can_be_overridden() -> None:
+    recipe = override(
+        validate(data(), "here"),
+        ["stages.0.trainable.llm.*.lora_?=3e-4", "stages.0.trainable.vision.patch.*=null"],
+    )
+    expected = {"llm.*.lora_?": 3e-4, "vision.*": 1e-4, "vision.patch.*": None}
+    assert recipe.stages[0].trainable == expected
+    assert recipe.stages[1].trainable == validate(data(), "here").stages[1].trainable
+
+
+def test_a_recipe_cannot_be_changed_in_place() -> None:
+    recipe = validate(data(), "here")
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.stages[0].lr = 1.0
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_what_is_printed_is_the_recipe(name: str, tmp_path: Path) -> None:
+    recipe = BUILTIN[name]()
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load(file) == recipe == find_recipe(str(file)) == find_recipe(name)
+    # Built with model_copy, which validates nothing.
+    assert validate(recipe.model_dump(), name) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "cannot read the recipe"),
+        ("", "holds no recipe"),
+        ("- 1", "holds no recipe"),
+        ("a: [", "is no YAML"),
+        ("\0", "is no YAML"),
+        ("name: x\nstages: []\n", "summary: Field required"),
+        ("1: 2\nname: x", "summary: Field required"),
+        ("a: !!python/object:os.system x", "is no YAML"),
+    ],
+)
+def test_a_file_that_is_no_recipe(tmp_path: Path, text: str | None, said: str) -> None:
+    file = tmp_path / "recipe.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(RecipeError, match=said) as caught:
+        load(file)
+    assert "\n" not in str(caught.value) and str(file) in str(caught.value)
+
+
+def test_numbers_that_yaml_reads_as_text(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    text = validate(data(), "here").to_yaml()
+    file.write_text(text.replace("lr: 0.001", "lr: 1e-3"))
+    assert "lr: 1e-3" in file.read_text()
+    assert load(file).stages[0].lr == 1e-3
+
+
+PRIVATE = """
+from oculi.recipe import Recipe, Stage, validate
+from oculi.recipes import find_recipe
+def mine():
+    return find_recipe("vora")
+def typo():
+    stage = find_recipe("vora").stages[0].model_dump()
+    return Stage.model_validate({**stage, "step": 5})
+def other():
+    return 5
+"""
+
+
+def test_a_private_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "private.py"
+    file.write_text(PRIVATE)
+    assert find_recipe(f"{file}:mine") == BUILTIN["vora"]()
+    said = {
+        f"{file}:mien": 'has no function "mien"; did you mean "mine"?',
+        f"{file}:other": "returned int, not a Recipe",
+        f"{tmp_path}/none.py:mine": "there is no file",
+        f"{file}:typo": 'unknown key "step"',
+        "vora_tinny": 'unknown recipe "vora_tinny"; did you mean "vora_tiny"?',
+        str(tmp_path / "none.yaml"): "cannot read the recipe",
+    }
+    for name, message in said.items():
+        with pytest.raises(RecipeError) as caught:
+            find_recipe(name)
+        assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_flags_replace_what_they_name(tmp_path: Path) -> None:
+    recipe = BUILTIN["vora_tiny"]()
+    file = tmp_path / "a.json"
+    file.write_text("[]")
+    changed = apply_flags(recipe, llm="L", teacher="T", data=[file], seed=7)
+    assert (changed.model.llm, changed.seed) == ("L", 7)
+    assert changed.model.vision.init_from == "T"
+    assert [o.teacher for o in changed.stages[0].objectives if o.kind == "distill"] == ["T"]
+    for stage in changed.stages:
+        assert stage.data == (FileSource(path=str(file)),)
+    assert changed.evals == ()
+    assert apply_flags(recipe) == recipe
+    with pytest.raises(DataError, match="there is no data file"):
+        apply_flags(recipe, data=[tmp_path / "none.json"])
+
+
+def test_a_start_that_is_not_the_teacher_stays() -> None:
+    recipe = override(BUILTIN["vora_tiny"](), ["model.vision.init_from=elsewhere"])
+    assert apply_flags(recipe, teacher="T").model.vision.init_from == "elsewhere"
+
+
+def test_defaults_are_the_papers() -> None:
+    """Section 5.1 of VoRA: a change of a default must not change the method."""
+    recipe = BUILTIN["vora"]()
+    pretrain, finetune = recipe.stages
+    assert (recipe.model.lora.rank, recipe.model.lora.blocks) == (1024, 24)  # type: ignore[union-attr]
+    assert recipe.model.image_attention == "bidirectional"
+    assert (pretrain.lr, pretrain.batch, pretrain.warmup_steps) == (2e-4, 256, 100)
+    assert (pretrain.schedule, pretrain.merge_lora) == ("constant", True)
+    distill = pretrain.objectives[1]
+    assert distill.kind == "distill" and (distill.mode, distill.align) == ("block", "output")
+    assert (finetune.lr, finetune.objectives) == (2e-5, (LmSpec(),))
+
+
+@pytest.mark.parametrize(("name", "number"), stages())
+def test_every_stage_trains_what_is_written_down(name: str, number: int) -> None:
+    if needs_testbed(name):
+        pytest.skip("the testbed's LLM is not built yet: oculi testbed build --only llm")
+    header, *golden = golden_file(name, number).read_text(encoding="utf-8").splitlines()
+    assert header == COMMAND
+    assert compact(trainable(BUILTIN[name](), number)) == golden
+
+
+def test_the_papers_parameter_counts() -> None:
+    """VoRA, section 3.1 and table 1: 2.2B of LoRA for a 7B LLM, an embedding of about 6M."""
+    found = trainable(BUILTIN["vora"](), 0)
+    count = {
+        part: sum(p.numel() for name, p in found.items() if part in name)
+        for part in ("lora_", "vision.", "vision.position", "objectives.")
+    }
+    assert count["lora_"] == 2_214_592_512
+    assert count["vision."] - count["vision.position"] == 6_411_264
+    assert count["vision.position"] == 32 * 32 * 1536
+    assert count["objectives."] == 24 * (3584 + 3584 * 1536)
+
+
+def test_compact_names() -> None:
+    names = [f"a.{i}.b" for i in (0, 1, 2, 5, 7, 8)] + ["a.0.c", "d"]
+    assert compact(names) == ["a.{0-2,5,7-8}.b", "a.{0}.c", "d"]
+
+
+def test_playroom_of_any_split_is_data() -> None:
+    recipe = validate(data(), "here")
+    assert isinstance(recipe, Recipe)
+    assert recipe.stages[0].data[1] == PlayroomSource(level=1, samples=9)

@@ -1,0 +1,129 @@
+"""The shipped tiny checkpoints, and the command that builds them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from oculi.errors import CheckpointError
+from oculi.testbed import CHECKPOINTS, checkpoint, checkpoints, language, manifest, playroom
+
+
+def test_names_are_known_and_an_unknown_one_lists_them() -> None:
+    assert {"aimv2", "llm"} <= set(checkpoints())
+    with pytest.raises(CheckpointError, match=r'did you mean "aimv2".*llm'):
+        checkpoint("aimv3")
+
+
+def test_import_needs_no_torch() -> None:
+    code = (
+        "import sys, oculi.testbed.playroom, oculi.testbed.language, oculi.testbed.build;"
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_shipped_files_match_their_manifest() -> None:
+    assert manifest.problems(CHECKPOINTS) == []
+    found = manifest.read(CHECKPOINTS)
+    assert set(found["parts"]) == set(checkpoints())
+    for part in found["parts"].values():
+        assert all(entry["bytes"] <= 4 * 2**20 for entry in part["files"].values())
+        assert "--quick" not in part["command"]
+    card = (CHECKPOINTS / manifest.CARD).read_text(encoding="utf-8")
+    assert card == manifest.card(found)
+
+
+def test_manifest_notices_changed_missing_and_added_files(tmp_path: Path) -> None:
+    part = tmp_path / "llm"
+    part.mkdir()
+    for name in "abc":
+        (part / name).write_text("right", encoding="utf-8")
+    facts = {"parameters": 1, "steps": 1, "samples": 1, "seed": 0, "metrics": {}}
+    manifest.record(tmp_path, "llm", facts)
+    assert manifest.problems(tmp_path) == []
+    (part / "a").write_text("wrong", encoding="utf-8")
+    (part / "b").unlink()
+    (part / "d").write_text("new", encoding="utf-8")
+    wrong = " ".join(manifest.problems(tmp_path))
+    assert all(f"llm/{name}" in wrong for name in "abd") and "llm/c" not in wrong
+
+
+def test_llm_answers_in_generation_as_it_was_scored() -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tok = AutoTokenizer.from_pretrained(checkpoint("llm"))
+    model = AutoModelForCausalLM.from_pretrained(checkpoint("llm"), dtype=torch.float32).eval()
+    assert model.config.model_type == "qwen2" and model.config.tie_word_embeddings
+    assert model.config.vocab_size == len(tok)
+    right = 0
+    turns = [language.reading(1, "test", index) for index in range(12)]
+    for turn in turns:
+        message = [{"role": "user", "content": turn.prompt}]
+        batch = tok.apply_chat_template(
+            message, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        out = model.generate(**batch, max_new_tokens=24, do_sample=False)
+        reply = tok.decode(out[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        right += reply.strip() == turn.answer
+    assert right >= 11
+
+
+def test_teacher_sees_what_is_in_a_picture() -> None:
+    """Its patch states separate the colours linearly: a probe fitted on 150 pictures reads them."""
+    from transformers import AutoImageProcessor, AutoModel
+
+    processor = AutoImageProcessor.from_pretrained(checkpoint("aimv2"), backend="pil")
+    model = AutoModel.from_pretrained(checkpoint("aimv2"), dtype=torch.float32).eval()
+    scenes = [playroom.scene(1, "test", index) for index in range(240)]
+    batch = processor([playroom.draw(scene) for scene in scenes], return_tensors="pt")
+    assert batch["pixel_values"].shape == (240, 3, 84, 84)
+    with torch.no_grad():
+        states = model(**batch).last_hidden_state
+    assert states.shape == (240, 36, 192)
+    where = [int(o.centre[1] // 14) * 6 + int(o.centre[0] // 14) for (o,) in
+             (scene.objects for scene in scenes)]  # fmt: skip
+    features = states[range(240), where].numpy()
+    for attribute, names in (("colour", tuple(playroom.COLOURS)), ("shape", playroom.SHAPES)):
+        labels = np.array([names.index(s.objects[0].value(attribute)) for s in scenes])
+        ridge = features[:150].T @ features[:150] + 10 * np.eye(192)
+        weights = np.linalg.solve(ridge, features[:150].T @ np.eye(len(names))[labels[:150]])
+        guesses = (features[150:] @ weights).argmax(1)
+        assert (guesses == labels[150:]).mean() > 0.9, attribute
+
+
+def test_teacher_s_processor_does_what_training_did() -> None:
+    from transformers import AutoImageProcessor
+
+    from oculi.testbed.build_teacher import pixels
+
+    processor = AutoImageProcessor.from_pretrained(checkpoint("aimv2"), backend="pil")
+    scene = playroom.scene(2, "test", 0)
+    made = processor(playroom.draw(scene), return_tensors="pt")["pixel_values"]
+    assert torch.allclose(made, pixels([scene]), atol=1e-5)
+
+
+def test_quick_build_makes_every_part_and_reloads_bit_for_bit(tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    from oculi.testbed import build_common, build_teacher
+    from oculi.testbed.build import PARTS, build
+
+    build(tmp_path / "made", quick=True, log=tmp_path / "logs")
+    assert manifest.problems(tmp_path / "made") == []
+    assert {path.name for path in (tmp_path / "made").iterdir()} == {
+        *PARTS, manifest.MANIFEST, manifest.CARD,
+    }  # fmt: skip
+    assert "step 3/3" in (tmp_path / "logs" / "aimv2.log").read_text(encoding="utf-8")
+    model = build_teacher.new_model()
+    build_common.save(model, tmp_path / "tower")
+    again = AutoModel.from_pretrained(tmp_path / "tower", dtype=torch.float32)
+    kept = model.to(torch.bfloat16).to(torch.float32).state_dict()
+    assert all(torch.equal(weight, kept[name]) for name, weight in again.state_dict().items())
+    with pytest.raises(CheckpointError, match='did you mean "aimv2"'):
+        build(tmp_path / "made", only=["aimv"])

@@ -1,0 +1,114 @@
+"""The LLM's pre-training text and its tokenizer."""
+
+from __future__ import annotations
+
+import string
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from oculi.errors import DataError
+from oculi.testbed import checkpoint, language
+from oculi.testbed.vocabulary import COLOURS, PLACES, SHAPES, SIZES
+from oculi.testbed.words import WORDS
+
+N = 3000
+
+
+def test_words_are_common_different_and_not_playroom_s() -> None:
+    assert 550 < len(WORDS) == len(set(WORDS))
+    assert all(set(word) <= set(string.ascii_lowercase) for word in WORDS)
+    assert not set(WORDS) & {*COLOURS, *SHAPES, *SIZES, *PLACES}
+
+
+def test_skills_answers_are_true() -> None:
+    for index in range(N):
+        kind, prompt, answer = language.skills("test", index)
+        assert kind == language.SKILLS[index % len(language.SKILLS)]
+        if kind == "spell":
+            assert answer.replace(" ", "") in prompt
+            continue
+        if kind in ("add", "subtract"):
+            digits = "".join(c if c.isdigit() else " " for c in prompt).split()
+            a, b = map(int, digits)
+            assert int(answer) == (a + b if kind == "add" else a - b) >= 0
+            continue
+        given_ = prompt.rsplit(": ", 1)[1].split()
+        order = {"copy": list, "reverse": lambda x: x[::-1], "sort words": sorted}
+        expected = order.get(kind, lambda x: sorted(x, key=int))(given_)
+        assert answer.split() == expected
+
+
+def test_train_and_test_differ_and_repeat() -> None:
+    train = [language.skills("train", index) for index in range(300)]
+    assert train == [language.skills("train", index) for index in range(300)]
+    assert len(set(train) & {language.skills("test", index) for index in range(300)}) < 30
+
+
+def test_mixture_has_every_kind_and_few_guesses() -> None:
+    turns = [language.turn("train", index) for index in range(N)]
+    kinds = Counter(turn.kind for turn in turns)
+    assert set(language.SKILLS) < set(kinds)
+    assert {"colour", "position", "relation", "comparison", "description"} < set(kinds)
+    assert 0.02 < kinds["guess"] / N < 0.10
+
+
+def test_language_speaks_of_scenes_in_words_only() -> None:
+    """A prompt is text; nothing in it stands for a picture, and every reading has its scene."""
+    for index in range(N):
+        turn = language.turn("train", index)
+        assert "<" not in turn.prompt + turn.answer
+        assert turn.answer
+    for level in (1, 2):
+        turn = language.reading(level, "train", 3)
+        assert any(shape in turn.prompt for shape in SHAPES)
+
+
+def test_unknown_split_is_named() -> None:
+    with pytest.raises(DataError, match='did you mean "train"'):
+        language.skills("tran", 0)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(checkpoint("llm"))
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
+def test_any_text_survives_the_round_trip(tokenizer, text: str) -> None:
+    """Up to NFC, which is Qwen2's normal form."""
+    import unicodedata
+
+    ids = tokenizer(text).input_ids
+    assert tokenizer.decode(ids) == unicodedata.normalize("NFC", text)
+
+
+def test_tokenizer_is_small_fast_and_splits_digits(tokenizer) -> None:
+    assert tokenizer.is_fast and len(tokenizer) == 1024
+    assert tokenizer.tokenize("1234") == ["1", "2", "3", "4"]
+    cost = len(tokenizer("What colour is the large star at the top left?").input_ids)
+    assert cost <= 12
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    special += ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
+    assert all(len(tokenizer(token).input_ids) == 1 for token in special)
+    assert (tokenizer.pad_token, tokenizer.eos_token) == (special[0], special[2])
+
+
+def test_chat_template_is_chatml_without_a_default_system_prompt(tokenizer) -> None:
+    messages = [
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": "U"},
+        {"role": "assistant", "content": "A"},
+    ]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert text == (
+        "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n"
+        "<|im_start|>assistant\nA<|im_end|>\n"
+    )
+    alone = tokenizer.apply_chat_template(messages[1:2], tokenize=False, add_generation_prompt=True)
+    assert alone == "<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n"
