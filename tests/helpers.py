@@ -1,6 +1,7 @@
 """Tiny checkpoints on disk, data files and recipes for them: what tests of whole runs start from."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from oculi.data.sample import ImageSlot, ImageSource, Message, Sample
 from oculi.recipe import Recipe, validate
@@ -218,7 +220,9 @@ def tiny(
 ) -> Tiny:
     """Checkpoints and data, made once per process however many folders import this fixture."""
     if "tiny" not in _made:
-        _made["tiny"] = make_tiny(tmp_path_factory.mktemp("tiny"), make_llm_config, make_tokenizer())
+        _made["tiny"] = make_tiny(
+            tmp_path_factory.mktemp("tiny"), make_llm_config, make_tokenizer()
+        )
     made: Tiny = _made["tiny"]
     return made
 
@@ -239,3 +243,30 @@ def metrics(run: Path) -> dict[tuple[str, int], dict[str, Any]]:
     """Logged steps of a run by (stage, step); after a resume the later entry counts."""
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return {(entry["stage"], entry["step"]): entry for entry in map(json.loads, lines)}
+
+
+def exported(run: Path, stage: str = "1-finetune") -> dict[str, torch.Tensor]:
+    """The weights that a run has exported after a stage."""
+    return load_file(run / "stages" / stage / "model.safetensors")
+
+
+def losses(run: Path) -> dict[tuple[str, int], tuple[str, ...]]:
+    """Every logged number that training has computed, exactly."""
+    return {
+        step: tuple(float(entry[key]).hex() for key in (*entry["objectives"], "loss", "grad_norm"))
+        for step, entry in metrics(run).items()
+    }
+
+
+def as_if_killed(finished: Path, copy: Path, last_checkpoint: int) -> Path:
+    """The folder of the run as it was just after its checkpoint at this step."""
+    shutil.copytree(finished, copy)
+    for folder in (copy / "checkpoints").iterdir():
+        if int(folder.name[5:]) > last_checkpoint:
+            shutil.rmtree(folder)
+    kept = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (copy / "metrics.jsonl").write_text("".join(kept[:last_checkpoint]))
+    shutil.rmtree(copy / "stages" / "1-finetune")
+    if last_checkpoint <= 3:
+        shutil.rmtree(copy / "stages")
+    return copy

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from golden_names import (
     COMMAND,
     compact,
@@ -14,17 +15,28 @@ from golden_names import (
     trainable,
 )
 from helpers import PATCH, put
-
 from oculi.errors import DataError, RecipeError
-from oculi.recipe import FileSource, LmSpec, PlayroomSource, Recipe, load, override, validate
+from oculi.recipe import (
+    EvalSpec,
+    FileSource,
+    LmSpec,
+    PlayroomSource,
+    Recipe,
+    load,
+    override,
+    validate,
+)
 from oculi.recipes import BUILTIN, find_recipe
-from oculi.recipes.flags import apply_flags
+from oculi.recipes.flags import SHOWN_ANSWERS, apply_flags
 
 
 def data() -> dict[str, Any]:
     stage = {
         "name": "pretrain",
-        "data": [{"kind": "file", "path": "a.json"}, {"kind": "playroom", "level": 1, "samples": 9}],
+        "data": [
+            {"kind": "file", "path": "a.json"},
+            {"kind": "playroom", "level": 1, "samples": 9},
+        ],
         "steps": 5,
         "batch": 2,
         "length": 64,
@@ -150,7 +162,12 @@ def test_a_wrong_value_is_refused_by_key(key: str, value: object) -> None:
     assert problem({key: value}).startswith(key)
 
 
-NOT_FINITE = ["stages.0.lr", "stages.0.clip", "stages.0.objectives.0.weight", "stages.0.weight_decay"]
+NOT_FINITE = [
+    "stages.0.lr",
+    "stages.0.clip",
+    "stages.0.objectives.0.weight",
+    "stages.0.weight_decay",
+]
 
 
 @pytest.mark.parametrize("key", NOT_FINITE)
@@ -302,7 +319,7 @@ def test_flags_replace_what_they_name(tmp_path: Path) -> None:
     assert [o.teacher for o in changed.stages[0].objectives if o.kind == "distill"] == ["T"]
     for stage in changed.stages:
         assert stage.data == (FileSource(path=str(file)),)
-    assert changed.evals == ()
+    assert changed.evals == (EvalSpec(task=str(file), limit=SHOWN_ANSWERS),)
     assert apply_flags(recipe) == recipe
     with pytest.raises(DataError, match="there is no data file"):
         apply_flags(recipe, data=[tmp_path / "none.json"])

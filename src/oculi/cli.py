@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from oculi.errors import OculiError, RecipeError
+from oculi.errors import OculiError
 
 app = typer.Typer(
     help="oculi gives a language model eyes: train, compare, merge, measure and serve.",
@@ -168,20 +168,18 @@ def evaluate(
     above_blind: Annotated[
         bool, typer.Option("--above-blind", help="ask both ways; exit 1 unless clearly above blind")
     ] = False,
-    limit: Annotated[int | None, typer.Option(help="number of questions")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="number of questions")] = None,
     image_root: Annotated[str | None, typer.Option(help="where image paths start")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="longest answer in tokens")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="longest answer in tokens")] = 64,
     out: Annotated[
         Path | None, typer.Option(help="folder for result.json and answers.jsonl")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Score by free generation and exact match; every answer goes into answers.jsonl."""
-    _quiet_libraries()
-    import oculi
     from oculi.eval.command import evaluate_command
 
-    model, processor = oculi.load(checkpoint)
+    model, processor = _open(checkpoint)
     results = evaluate_command(
         model, processor, checkpoint, task, blind=blind, above_blind=above_blind, limit=limit,
         image_root=image_root, max_new_tokens=max_new_tokens, out=out,
@@ -197,20 +195,29 @@ def chat(
     checkpoint: Annotated[Path, typer.Argument(help="a run or an exported folder")],
     question: Annotated[str | None, typer.Argument(help="without one: a conversation")] = None,
     image: Annotated[list[Path] | None, typer.Option(help="picture; repeatable")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="longest answer in tokens")] = 128,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="longest answer in tokens")] = 128,
 ) -> None:
     """One answer about pictures; or, without a question, a conversation."""
-    _quiet_libraries()
-    import oculi
     from oculi.eval.chat import Conversation
 
-    conversation = Conversation(*oculi.load(checkpoint), image or [], max_new_tokens)
+    conversation = Conversation(*_open(checkpoint), image or [], max_new_tokens)
     if question is not None:
         print(conversation.ask(question))
         return
     print("An empty line or end of input ends the conversation.", file=sys.stderr)
     while text := _read_line():
         print(conversation.ask(text))
+
+
+def _open(checkpoint: Path) -> tuple[Any, Any]:
+    """Model and processor of a checkpoint, on the GPU if there is one."""
+    _quiet_libraries()
+    import torch
+
+    import oculi
+
+    model, processor = oculi.load(checkpoint)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 
 def _read_line() -> str:
@@ -244,9 +251,20 @@ def _quiet_libraries() -> None:
 
 
 def main() -> None:
-    """Entry point of the ``oculi`` command."""
+    """Entry point of the ``oculi`` command; wrong usage is one line, as any other mistake."""
     try:
-        app()
-    except RecipeError as error:
-        print(f"oculi: {error}", file=sys.stderr)
-        sys.exit(2)
+        code = app(standalone_mode=False)
+    except typer.Abort:
+        code = 130
+    except Exception as error:
+        show = getattr(error, "format_message", None)  # typer's usage errors; it exports no class
+        if show is None:
+            raise
+        said, context = show(), getattr(error, "ctx", None)
+        if "\n" in said:  # a command that was called bare: its help
+            print(said, file=sys.stderr)
+        else:
+            help_command = f"{context.command_path} --help" if context else "oculi --help"
+            print(f"oculi: {said} ({help_command})", file=sys.stderr)
+        code = 2
+    sys.exit(code)

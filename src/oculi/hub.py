@@ -56,11 +56,14 @@ def readable(name: str) -> Iterator[None]:
         raise CheckpointError(f"{name} cannot be loaded: {said[:300]}") from None
 
 
-def load_weights(model_class: Any, path: str, name: str, **arguments: Any) -> Any:
+def load_weights(
+    model_class: Any, path: str, name: str, *, exact: bool = False, **arguments: Any
+) -> Any:
     """``from_pretrained`` that does not fill in weights which the checkpoint lacks.
 
     Args:
         model_class: a transformers model or Auto class. path: the folder. name: for messages.
+        exact: the checkpoint may not hold other weights either.
         arguments: passed on.
 
     Raises:
@@ -71,5 +74,9 @@ def load_weights(model_class: Any, path: str, name: str, **arguments: Any) -> An
     if missing := sorted(found["missing_keys"]):
         raise CheckpointError(
             f"{name} lacks {len(missing)} weights of {type(model).__name__}, the first is {missing[0]}"
+        )
+    if exact and (others := sorted(found["unexpected_keys"])):
+        raise CheckpointError(
+            f"{name} holds {len(others)} foreign weights, the first is {others[0]}"
         )
     return model

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Drawn, mixture, write_rows
 
+from helpers import Drawn, mixture, write_rows
 from oculi.data import index
 from oculi.data.index import check_lengths, measure, sample_length
 from oculi.data.loader import encode_sample
@@ -102,15 +102,13 @@ def test_a_missing_picture_is_an_error_at_the_start(
     rows: FileSource, make_processor: Callable[..., Any], tmp_path: Path
 ) -> None:
     (tmp_path / "rows" / "4.png").unlink()
-    with pytest.raises(DataError, match=r'4\.png.* does not exist') as caught:
+    with pytest.raises(DataError, match=r"4\.png.* does not exist") as caught:
         check_lengths([rows], make_processor(), 999, tmp_path / "index")
     assert "row-4" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_playroom_needs_no_pass(make_processor: Callable[..., Any], tmp_path: Path) -> None:
-    check_lengths(
-        [PlayroomSource(level=1, samples=10**9)], make_processor(), 8, tmp_path / "index"
-    )
+    check_lengths([PlayroomSource(level=1, samples=10**9)], make_processor(), 8, tmp_path / "index")
 
 
 def test_progress_ends_at_the_total(rows: FileSource, make_processor: Callable[..., Any]) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import HOSTILE, Drawn, mixture, sample, write_rows
 
+from helpers import HOSTILE, Drawn, mixture, sample, write_rows
 from oculi.batch import Batch
 from oculi.data.loader import Steps, collate, encode_sample, make_loader
 from oculi.data.source import open_source

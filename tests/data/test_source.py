@@ -5,8 +5,8 @@ import pickle
 from pathlib import Path
 
 import pytest
-from helpers import write_rows
 
+from helpers import write_rows
 from oculi.data.sample import ImageSlot
 from oculi.data.source import Concatenation, PlayroomRows, open_source, open_sources, pieces, sizes
 from oculi.errors import DataError
@@ -18,7 +18,9 @@ def test_several_sources_are_one(tmp_path: Path) -> None:
     rows = open_sources([FileSource(path=str(file)) for file in files])
     assert len(rows) == 8
     found = [(sample.id, Path(sample.source).parent.name) for sample in (rows[i] for i in range(8))]
-    assert found == [(f"row-{i}", name) for name, n in (("a", 3), ("b", 1), ("c", 4)) for i in range(n)]
+    assert found == [
+        (f"row-{i}", name) for name, n in (("a", 3), ("b", 1), ("c", 4)) for i in range(n)
+    ]
     for wrong in (8, -1):
         with pytest.raises(IndexError):
             rows[wrong]

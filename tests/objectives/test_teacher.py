@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import PATCH, Drawn, make_tower, save_teacher
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from helpers import PATCH, Drawn, make_tower, save_teacher
 from oculi.errors import CheckpointError
 from oculi.model import OculiImageProcessor
 from oculi.model.patch_embed_oculi import CLIP_MEAN, CLIP_STD, PatchEmbed, unpatchify

@@ -55,14 +55,20 @@ def test_manifest_notices_changed_missing_and_added_files(tmp_path: Path) -> Non
 
 
 def test_llm_answers_in_generation_as_it_was_scored() -> None:
+    """Greedy generation agrees with the one-pass score; open questions on a text are mostly right.
+
+    Multiple choice and existence are near chance in the shipped model: the card says so.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from oculi.testbed.build_llm import exact
 
     tok = AutoTokenizer.from_pretrained(checkpoint("llm"))
     model = AutoModelForCausalLM.from_pretrained(checkpoint("llm"), dtype=torch.float32).eval()
     assert model.config.model_type == "qwen2" and model.config.tie_word_embeddings
     assert model.config.vocab_size == len(tok)
-    right = 0
-    turns = [language.reading(1, "test", index) for index in range(12)]
+    right = []
+    turns = [language.reading(1, "test", index) for index in range(16)]
     for turn in turns:
         message = [{"role": "user", "content": turn.prompt}]
         batch = tok.apply_chat_template(
@@ -70,8 +76,11 @@ def test_llm_answers_in_generation_as_it_was_scored() -> None:
         )
         out = model.generate(**batch, max_new_tokens=24, do_sample=False)
         reply = tok.decode(out[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-        right += reply.strip() == turn.answer
-    assert right >= 11
+        right.append(reply == turn.answer)
+    assert right == exact(model, tok, turns)
+    is_open = [turn.answer not in ("A", "B", "C", "D", "yes", "no") for turn in turns]
+    hits = [hit for hit, counted in zip(right, is_open, strict=True) if counted]
+    assert len(hits) >= 6 and sum(hits) >= 0.8 * len(hits)
 
 
 def test_teacher_sees_what_is_in_a_picture() -> None:

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oculi.errors import DataError
-from oculi.testbed import checkpoint, language
-from oculi.testbed.vocabulary import COLOURS, PLACES, SHAPES, SIZES
+from oculi.testbed import checkpoint, language, playroom
+from oculi.testbed.interview import interview
+from oculi.testbed.vocabulary import COLOURS, PLACES, SHAPES, SIZES, Dice
 from oculi.testbed.words import WORDS
 
 N = 3000
@@ -64,6 +65,37 @@ def test_language_speaks_of_scenes_in_words_only() -> None:
     for level in (1, 2):
         turn = language.reading(level, "train", 3)
         assert any(shape in turn.prompt for shape in SHAPES)
+
+
+def test_interviews_ask_different_kinds_and_answer_truly() -> None:
+    for index in range(400):
+        level = 1 + index % 2
+        scene, _ = playroom.text_item(level, "text", index)
+        asked = interview(scene, 4, Dice(1, index))
+        assert 2 <= len(asked) <= 4
+        assert len({question.kind for question in asked}) == len(asked)
+        for question in asked:
+            answer = question.answer
+            if question.options:
+                answer = question.options["ABCD".index(answer)]
+            text = question.text.split("\n")[0]
+            pairs = [o.name for o in scene.objects if o.name in text]
+            if question.kind == "existence":
+                assert (answer == "yes") == bool(pairs)
+            elif question.kind in ("colour", "shape", "size"):
+                assert answer == scene.objects[0].value(question.kind)
+            elif question.kind == "comparison":
+                sizes = {o.name: o.radius for o in scene.objects if o.name in text}
+                pick = max if "larger" in text else min
+                assert answer == pick(sizes, key=lambda name: sizes[name])
+
+
+def test_dialogues_tell_the_scene_once() -> None:
+    for index in range(N // 10):
+        talk = language.dialogue("train", index)
+        assert 1 <= len(talk) <= 4 and all(turn.prompt and turn.answer for turn in talk)
+        assert 1 <= len(language.primer("train", index)) <= 5
+        assert talk == language.dialogue("train", index)
 
 
 def test_unknown_split_is_named() -> None:

@@ -1,5 +1,14 @@
-"""The shared tiny checkpoints and the finished run."""
+"""The shared tiny checkpoints, the finished run and its recipe."""
 
-from helpers import finished, tiny
+import pytest
+
+from helpers import Tiny, finished, tiny, tiny_recipe
+from oculi.recipe import Recipe
 
 __all__ = ["finished", "tiny"]
+
+
+@pytest.fixture
+def recipe(tiny: Tiny) -> Recipe:
+    """The recipe of ``finished``."""
+    return tiny_recipe(tiny)

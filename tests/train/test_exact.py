@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import make_tower, mixture
 from torch import Tensor
 
+from helpers import make_tower, mixture
 from oculi.batch import Batch
 from oculi.data.loader import Steps, collate, encode_sample
 from oculi.model.lora import inject_lora, lora_layers

@@ -1,54 +1,30 @@
 """A whole run: its folder, resuming it, what it refuses, and what stays untouched."""
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import Tiny, metrics, recipe_data, save_llm, save_teacher, tiny_recipe
 from safetensors.torch import load_file
-from torch import Tensor
 
+from helpers import (
+    Tiny,
+    as_if_killed,
+    exported,
+    losses,
+    metrics,
+    recipe_data,
+    save_llm,
+    save_teacher,
+    tiny_recipe,
+)
 from oculi.errors import CheckpointError, DataError, OculiError, RecipeError
 from oculi.recipe import Recipe, load, override, validate
 from oculi.train import checkpoint as ckpt
 from oculi.train import loop
-from oculi.train.run import _lock, first_difference, train
-
-
-@pytest.fixture
-def recipe(tiny: Tiny) -> Recipe:
-    return tiny_recipe(tiny)
-
-
-def exported(run: Path, stage: str = "1-finetune") -> dict[str, Tensor]:
-    return load_file(run / "stages" / stage / "model.safetensors")
-
-
-def losses(run: Path) -> dict[tuple[str, int], tuple[str, ...]]:
-    """Every logged number that training has computed, exactly."""
-    return {
-        step: tuple(float(entry[key]).hex() for key in (*entry["objectives"], "loss", "grad_norm"))
-        for step, entry in metrics(run).items()
-    }
-
-
-def as_if_killed(finished: Path, copy: Path, last_checkpoint: int) -> Path:
-    """The folder of the run as it was just after its checkpoint at this step."""
-    shutil.copytree(finished, copy)
-    for folder in (copy / "checkpoints").iterdir():
-        if int(folder.name[5:]) > last_checkpoint:
-            shutil.rmtree(folder)
-    kept = [line for line in (copy / "metrics.jsonl").read_text().splitlines(keepends=True)]
-    (copy / "metrics.jsonl").write_text("".join(kept[:last_checkpoint]))
-    shutil.rmtree(copy / "stages" / "1-finetune")
-    if last_checkpoint <= 3:
-        shutil.rmtree(copy / "stages")
-    return copy
-
+from oculi.train.run import _lock, train
 
 # ---------------------------------------------------------------------------------- the folder
 
@@ -118,127 +94,23 @@ def test_the_same_recipe_gives_the_same_run(finished: Path, recipe: Recipe, tmp_
         assert torch.equal(exported(again, "0-pretrain")[name], value)
 
 
-# -------------------------------------------------------------------------------------- resume
-
-
-@pytest.mark.parametrize("checkpoint", [2, 3, 5, 6], ids=["middle", "boundary", "stage 2", "end"])
-def test_resume_equals_uninterrupted(
-    finished: Path, recipe: Recipe, tmp_path: Path, checkpoint: int
+def test_stages_and_seeds_meet_the_samples_in_orders_of_their_own(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = as_if_killed(finished, tmp_path / "run", checkpoint)
-    train(recipe, run, resume=True, quiet=True)
-    assert losses(run) == losses(finished)
-    assert len((run / "metrics.jsonl").read_text().splitlines()) == 6
-    for stage in ("0-pretrain", "1-finetune"):
-        if (run / "stages" / stage).exists():
-            found, wanted = exported(run, stage), exported(finished, stage)
-            assert all(torch.equal(found[name], wanted[name]) for name in wanted)
-    assert (run / "stages" / "1-finetune" / "config.json").exists()
-
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
-    """Let the trainer die within its step after so many steps."""
-    left = [calls]
-
-    def step(*arguments: Any) -> Any:
-        if not left[0]:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        return real(*arguments)
-
+    seen: list[tuple[str, ...]] = []
     real = loop.train_step
+
+    def step(module: Any, batches: Any, *arguments: Any) -> Any:
+        seen.append(tuple(name for batch in batches for name in batch.sample_ids))
+        return real(module, batches, *arguments)
+
     monkeypatch.setattr(loop, "train_step", step)
-
-
-def test_three_interruptions_in_a_chain(
-    finished: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Before the first checkpoint, after one, and at the first step of the second stage; steps that
-    were done but not saved are done again, and logged once."""
-    run = tmp_path / "run"
-    for calls, resume in ((1, False), (2, True), (1, True)):
-        with monkeypatch.context() as patch:
-            interrupt(patch, calls)
-            with pytest.raises(KeyboardInterrupt):
-                train(recipe, run, resume=resume, quiet=True)
-    train(recipe, run, resume=True, quiet=True)
-    assert losses(run) == losses(finished)
-    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [(entry["stage"], entry["step"]) for entry in steps] == list(metrics(finished))
-
-
-def test_a_stage_with_new_heads_resumes_exactly(tiny: Tiny, tmp_path: Path) -> None:
-    """Heads that a later stage adds are drawn anew: not from wherever the dice stood."""
-    changes: dict[str, Any] = {"stages.0.objectives": [{"kind": "lm"}], "stages.0.steps": 1}
-    changes["stages.0.trainable"] = {"vision.*": None}
-    changes["stages.0.merge_lora"] = False
-    changes["stages.1.objectives"] = [
-        {"kind": "lm"}, {"kind": "distill", "teacher": str(tiny.teacher)}
-    ]  # fmt: skip
-    changes["stages.1.trainable"] = {"llm.*.lora_?": None, "objectives.*": None}
-    changes["stages.1.steps"] = 2
-    recipe = tiny_recipe(tiny, **changes)
-    whole = train(recipe, tmp_path / "whole", quiet=True)
-    assert not (whole / "stages").exists()  # LoRA is still in the model
-    run = tmp_path / "run"
-    shutil.copytree(whole, run)
-    shutil.rmtree(run / "checkpoints" / "step-0000003")
-    train(recipe, run, resume=True, quiet=True)
-    assert losses(run) == losses(whole)
-    # What the first stage has trained is still among the changes that the last checkpoint holds.
-    state, tensors = ckpt.load(run / "checkpoints" / "step-0000003")
-    assert state.lora and "vision.projection.weight" in tensors
-
-
-def test_resume_with_workers_and_another_place(
-    finished: Path, tiny: Tiny, tmp_path: Path
-) -> None:
-    """A run folder can be moved: its stages are found relative to it."""
-    run = as_if_killed(finished, tmp_path / "elsewhere" / "run", 5)
-    recipe = tiny_recipe(tiny)
-    train(recipe, run, resume=True, quiet=True)
-    assert losses(run) == losses(finished)
-
-
-def test_resume_without_a_checkpoint_starts(
-    finished: Path, recipe: Recipe, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
-    shutil.copy(finished / "recipe.yaml", run)
-    (run / "checkpoints" / "step-0000002.partial").mkdir(parents=True)
-    short = override(recipe, [])
-    train(short, run, resume=True, quiet=True)
-    assert losses(run) == losses(finished)
-
-
-@pytest.mark.parametrize(
-    ("assignment", "said"),
-    [
-        ("stages.0.lr=0.02", "stages.0.lr: was 0.01, is 0.02"),
-        ("seed=1", "seed: was 0, is 1"),
-        ("stages.1.trainable.vision.patch.*=1e-3", "stages.1.trainable.vision.patch.*: was None"),
-        ("model.lora=null", "model.lora: was {"),
-        ("stages.0.merge_lora=false", "stages.0.merge_lora: was True, is False"),
-    ],
-)
-def test_another_recipe_is_refused_on_resume(
-    finished: Path, recipe: Recipe, assignment: str, said: str
-) -> None:
-    changes = ["stages.0.merge_lora=false"] if assignment == "model.lora=null" else []
-    other = override(recipe, [*changes, assignment])
-    before = (finished / "metrics.jsonl").read_bytes()
-    with pytest.raises(RecipeError, match="began with another recipe") as caught:
-        train(other, finished, resume=True, quiet=True)
-    assert said in str(caught.value) and "\n" not in str(caught.value)
-    assert (finished / "metrics.jsonl").read_bytes() == before
-
-
-def test_the_first_difference_is_by_key() -> None:
-    assert first_difference({"a": [1, {"b": 2}]}, {"a": [1, {"b": 3}]}) == "a.1.b: was 2, is 3"
-    assert first_difference({"a": [1]}, {"a": [1, 2]}) == "a: was [1], is [1, 2]"
-    assert first_difference({"a": 1}, {"a": 1}) == ""
-    assert first_difference({}, {"a": 1}) == "a: was None, is 1"
+    for seed in (0, 5):
+        changes = {"seed": seed, "stages.0.steps": 2, "stages.1.steps": 2}
+        train(tiny_recipe(tiny, **changes), tmp_path / str(seed), quiet=True)
+    orders = [seen[i] + seen[i + 1] for i in range(0, 8, 2)]
+    assert all(sorted(order) == [f"row-{i}" for i in range(8)] for order in orders)
+    assert len(set(orders)) == 4
 
 
 # --------------------------------------------------------------------------------- what is refused
@@ -338,7 +210,10 @@ def test_evaluations_of_every_stage(tiny: Tiny, tmp_path: Path) -> None:
         **{
             "stages.0.steps": 1,
             "stages.1.steps": 1,
-            "evals": [{"task": str(tiny.data), "limit": 3}, {"task": "playroom:1", "limit": 1, "blind": False}],
+            "evals": [
+                {"task": str(tiny.data), "limit": 3},
+                {"task": "playroom:1", "limit": 1, "blind": False},
+            ],
         },
     )  # fmt: skip
     run = train(recipe, tmp_path / "run", quiet=True)
@@ -370,10 +245,8 @@ def test_a_recipe_without_lora_and_in_bfloat16(bare: dict[str, Any], tmp_path: P
 
 
 def test_a_text_only_stage(bare: dict[str, Any], tmp_path: Path) -> None:
-    rows = [
-        {"id": str(i), "conversations": [{"from": "human", "value": "How many?"}, {"from": "gpt", "value": "three"}]}
-        for i in range(3)
-    ]  # fmt: skip
+    turns = [{"from": "human", "value": "How many?"}, {"from": "gpt", "value": "three"}]
+    rows = [{"id": str(i), "conversations": turns} for i in range(3)]
     path = tmp_path / "text.json"
     path.write_text(json.dumps(rows))
     bare["stages"][0]["data"] = [{"kind": "file", "path": str(path)}]

@@ -71,7 +71,7 @@ def check_lengths(
             worst = source[int(lengths.argmax())]
             raise DataError(
                 f"{len(too_long)} of {len(source)} samples in {spec.path} are longer than {length} "
-                f'tokens; the longest, {shown(worst.id)}, has {lengths.max()}: raise the length of the '
+                f"tokens; the longest, {shown(worst.id)}, has {lengths.max()}: raise the length of the "
                 "stage, lower model.images.max_patches, or take those rows out"
             )
 

@@ -75,21 +75,22 @@ def evaluate_command(
     """Measure and write ``result.json`` and ``answers.jsonl``; see ``evaluate`` for the errors."""
     task = open_task(task_name, image_root)
     folder = out or checkpoint / "evals" / task.name.replace(":", "-")
+    if out is None:
+        blind_folder = folder.with_name(folder.name + "-blind")
+    else:
+        blind_folder = folder / "blind" if above_blind else folder
 
     def run(without_images: bool) -> dict[str, Any]:
-        place = (
-            folder.with_name(folder.name + "-blind") if without_images and out is None else folder
-        )
-        if without_images and above_blind and out is not None:
-            place = folder / "blind"
         return evaluate(
-            model, processor, task, place, blind=without_images, limit=limit,
+            model, processor, task, blind_folder if without_images else folder,
+            blind=without_images, limit=limit,
             max_new_tokens=max_new_tokens, on_progress=on_progress,
             labels={"checkpoint": str(checkpoint)},
         )  # fmt: skip
 
-    seeing = run(False) if above_blind or not blind else None
-    return Results(seeing, run(True) if above_blind or blind else None, folder)
+    if blind and not above_blind:
+        return Results(None, run(True), blind_folder)
+    return Results(run(False), run(True) if above_blind else None, folder)
 
 
 def _percent(score: dict[str, Any]) -> str:

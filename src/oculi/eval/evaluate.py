@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from oculi.data.source import pieces
+from oculi.data.source import pieces, sizes
 from oculi.errors import DataError
 from oculi.eval.score import exact, majority, wilson
 from oculi.eval.tasks import Question, Task, without_images
@@ -29,6 +29,12 @@ def encode_question(question: Question, processor: OculiProcessor, blind: bool) 
     pictures = [] if blind else [image.load() for image in question.images]
     conversation = pieces(messages, pictures)
     return processor.encode(conversation, add_generation_prompt=True)  # type: ignore[arg-type]
+
+
+def _length(question: Question, processor: OculiProcessor, blind: bool) -> int:
+    if blind:
+        return processor.length(pieces(without_images(question.messages), []))
+    return processor.length(pieces(question.messages, sizes(question.images)))
 
 
 @torch.inference_mode()
@@ -81,23 +87,27 @@ def evaluate(
     Raises:
         DataError: the task has no questions, or a picture cannot be read.
     """
-    was_training = model.training
-    model.eval()
     began = time.monotonic()
     asked = task.load(limit)
     if not asked:
         raise DataError(f"the task {task.name} has no questions")
     predictions: dict[int, str] = {}
-    # Prompts of like length together: less padding, the same answers.
-    prompts = [encode_question(question, processor, blind) for question in asked]
-    order = sorted(range(len(asked)), key=lambda i: len(prompts[i].input_ids))
-    for start in range(0, len(order), batch):
-        chosen = order[start : start + batch]
-        texts = answer(model, processor, [prompts[i] for i in chosen], max_new_tokens)
-        predictions.update(zip(chosen, texts, strict=True))
-        if on_progress:
-            on_progress(len(predictions), len(asked))
-    model.train(was_training)
+    # Prompts of like length together: less padding, the same answers. Pictures are opened batch by
+    # batch, for those of a large task do not fit into memory.
+    lengths = [_length(question, processor, blind) for question in asked]
+    order = sorted(range(len(asked)), key=lambda i: lengths[i])
+    was_training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(order), batch):
+            chosen = order[start : start + batch]
+            prompts = [encode_question(asked[i], processor, blind) for i in chosen]
+            texts = answer(model, processor, prompts, max_new_tokens)
+            predictions.update(zip(chosen, texts, strict=True))
+            if on_progress:
+                on_progress(len(predictions), len(asked))
+    finally:
+        model.train(was_training)
     rows = _rows(asked, predictions, out, blind)
     result = {
         "task": task.name,

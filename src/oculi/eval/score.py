@@ -26,7 +26,8 @@ def wilson(correct: int, n: int, z: float = 1.959964) -> Score:
     p = correct / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Score(p, max(0.0, centre - half), min(1.0, centre + half), correct, n)
+    # Rounding must not push a bound past the score itself at 0 and 1.
+    return Score(p, min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half)), correct, n)
 
 
 def exact(prediction: str, answer: str) -> bool:

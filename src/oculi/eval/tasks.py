@@ -51,9 +51,9 @@ def open_task(name: str, image_root: str | None = None) -> Task:
     Raises:
         DataError: there is no such task or file, or a row of it is bad.
     """
-    if name.startswith("playroom"):
-        return _playroom(name)
     path = Path(name)
+    if name.startswith("playroom") and not path.is_file():
+        return _playroom(name)
     if not path.is_file():
         raise DataError(
             f'"{name}" is neither a task nor a file'
@@ -82,7 +82,7 @@ def _playroom(name: str) -> Task:
 
     def load(limit: int | None) -> list[Question]:
         count = PLAYROOM_QUESTIONS if limit is None else limit
-        rows = PlayroomRows(PlayroomSource(level=int(parts[1]), samples=count, split=split))
+        rows = PlayroomRows(PlayroomSource(level=int(parts[1]), samples=max(1, count), split=split))
         return [questions(rows[i], rows.item(i).question.kind)[0] for i in range(count)]
 
     return Task(name, load)

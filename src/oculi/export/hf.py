@@ -47,8 +47,8 @@ def export(
     """
     if has_lora(model):
         raise CheckpointError("the model still has LoRA: merge it before exporting (oculi merge)")
-    if out.exists() and any(out.iterdir()):
-        raise CheckpointError(f"{out} exists and is not empty: choose another folder")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise CheckpointError(f"{out} exists and is no empty folder: choose another")
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oculi.errors import CheckpointError
+from oculi.hub import load_weights, readable
 from oculi.model import OculiForConditionalGeneration, OculiProcessor
 from oculi.model.lora import canonical_name
 from oculi.recipe import Recipe
@@ -40,19 +41,15 @@ def load_exported(folder: Path) -> tuple[OculiForConditionalGeneration, OculiPro
     Raises:
         CheckpointError: it is another kind of model, or files are missing.
     """
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}/config.json cannot be read: {error}") from None
+    kind = _kind(folder)
+    if kind is None:
+        raise CheckpointError(f"{folder}/config.json is not there or cannot be read")
     if kind != "oculi":
-        raise CheckpointError(f"{folder} holds a {kind} model, not one of oculi's")
-    try:
-        model = OculiForConditionalGeneration.from_pretrained(folder)
+        raise CheckpointError(f'{folder} holds a model of the kind "{kind}", not one of oculi\'s')
+    place = str(folder)
+    model = load_weights(OculiForConditionalGeneration, place, place, exact=True)
+    with readable(place):
         processor = OculiProcessor.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder} cannot be loaded: {' '.join(str(error).split())}"
-        ) from None
     return model.eval(), processor
 
 
@@ -74,11 +71,17 @@ def load_unmerged(path: Path, base: str | None = None) -> Unmerged:
     state, tensors = ckpt.load(step)
     origin = base or state.base
     folder = ckpt.stage_folder(run, origin) or Path(origin)
-    if _is_ours(folder):
+    if _kind(folder) == "oculi":
         model, processor = load_exported(folder)
     else:
         spec = recipe.model.model_copy(update={"llm": origin})
-        processor = build_processor(spec)
+        try:
+            processor = build_processor(spec)
+        except CheckpointError as error:
+            if base is not None:
+                raise
+            hint = "it is the LLM of this run; if it has moved: oculi merge --base DIR"
+            raise CheckpointError(f"{error}; {hint}") from None
         model = build_model(spec, processor, recipe.seed)
     ckpt.check_base(ckpt.tensor_hashes(model.llm), state.base_tensors, origin)
     if state.lora:
@@ -89,12 +92,12 @@ def load_unmerged(path: Path, base: str | None = None) -> Unmerged:
     return Unmerged(model, processor, recipe, state)
 
 
-def _is_ours(folder: Path) -> bool:
+def _kind(folder: Path) -> str | None:
+    """The ``model_type`` of a folder, or None if it has none that can be read."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return bool(config.get("model_type") == "oculi")
+        return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _exported(path: Path) -> Path | None:
@@ -105,7 +108,9 @@ def _exported(path: Path) -> Path | None:
         return None
     if not path.is_dir():
         raise CheckpointError(f"{path} is no folder")
-    stages = sorted((p.parent for p in path.glob("stages/*/config.json")), key=_stage_number)
+    found = [p.parent for p in path.glob("stages/*/config.json")]
+    whole = [p for p in found if p.suffix != ".partial"]  # one that a kill has cut stays behind
+    stages = sorted(whole, key=_stage_number)
     newest = ckpt.newest(path / "checkpoints")
     if stages and newest is not None and ckpt.load_state(newest).stage > _stage_number(stages[-1]):
         return None

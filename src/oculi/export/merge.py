@@ -30,6 +30,10 @@ def merge_run(run: Path, out: Path, base: str | None = None) -> float:
         CheckpointError: there is no LoRA any more, the base is another, or ``out`` exists.
     """
     unmerged = load_unmerged(run, base)
+    if unmerged.recipe.model.lora is None:
+        raise CheckpointError(
+            f"{run} has no LoRA: its recipe trains without, and exports each stage"
+        )
     if not unmerged.state.lora:
         raise CheckpointError(
             f"{run} has no LoRA left to merge: it was merged after an earlier stage; the exported "

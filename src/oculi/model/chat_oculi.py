@@ -66,7 +66,6 @@ class ChatEncoder:
             *tokenizer.all_special_ids,
             image_token_id,
         }
-        self.eos_ids = {tokenizer.eos_token_id}
         self._plain = _without_added_tokens(tokenizer)
         # A plain dictionary, because an lru_cache cannot be pickled for a loader's worker.
         self._rendered: dict[tuple[Any, ...], tuple[Segment, ...]] = {}
@@ -127,6 +126,12 @@ class ChatEncoder:
             ids += text_ids
             labels += text_ids if role == "assistant" else [-100] * len(text_ids)
         return ids, labels, spans
+
+    def end_of_turn(self) -> list[int]:
+        """Ids that end an answer: the tokenizer's, and the template's where that is another."""
+        _, labels, _ = self.encode([("user", ["?"]), ("assistant", ["!"])])
+        ends = {label for label in labels if label in self.control_ids}
+        return sorted(ends | {self.tokenizer.eos_token_id})
 
     def _segments(
         self, shape: tuple[tuple[str, int], ...], generation: bool, continue_final: bool

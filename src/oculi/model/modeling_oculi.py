@@ -169,7 +169,12 @@ class OculiForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 "images go with input_ids: pass inputs_embeds or pixel_values, not both"
             )
         mask = self._mask(
-            inputs_embeds, image_ids, attention_mask, segment_ids, prompt_mask, past_key_values
+            inputs_embeds,
+            image_ids if pixel_values is not None else None,
+            attention_mask,
+            segment_ids,
+            prompt_mask,
+            past_key_values,
         )
         tapped: dict[int, Any] = {}
         with ExitStack() as stack:
@@ -239,13 +244,10 @@ class OculiForConditionalGeneration(PreTrainedModel, GenerationMixin):
         rows, length = embeds.shape[:2]
         offset = cache.get_seq_length() if cache is not None else 0
         kv_length, kv_offset = cache.get_mask_sizes(length, 0) if cache is not None else (length, 0)
-        has_images = image_ids is not None and (length > 1 or cache is None)
-        policy = self.config.image_attention if has_images else "causal"
+        policy = self.config.image_attention if image_ids is not None else "causal"
         plain = policy == "causal" and segment_ids is None
         if image_ids is None:
             image_ids = torch.full((rows, length), -1, device=embeds.device)
-        if policy == "mutual" and prompt_mask is None and not bool((image_ids >= 0).any()):
-            policy, plain = "causal", segment_ids is None
         if segment_ids is not None and attention_mask is not None:
             raise ValueError("pass segment_ids or attention_mask, not both")
         return build_mask(

@@ -27,25 +27,26 @@ def vora_tiny() -> Recipe:
         name="pretrain",
         data=data,
         steps=1000,
-        batch=64,
+        batch=32,
         length=640,
         pack_length=256,
         micro_rows=64,
         objectives=(LmSpec(), DistillSpec(teacher=TEACHER, mode="block")),
         lr=2e-3,
-        warmup_steps=50,
+        warmup_steps=100,
         schedule="cosine",
         trainable={"llm.*.lora_?": None, "vision.*": None, "objectives.*": None},
-        log_every=10,
-        checkpoint_every=200,
+        workers=0,  # on two cores a loader process costs more than it brings
+        log_every=20,
+        checkpoint_every=500,
         merge_lora=True,
     )
     finetune = pretrain.model_copy(
         update={
             "name": "finetune",
-            "steps": 800,
+            "steps": 2000,
             "objectives": (LmSpec(),),
-            "lr": 1e-3,
+            "lr": 2e-3,
             "trainable": {"llm.*": None, "vision.*": None},
             "merge_lora": False,
         }

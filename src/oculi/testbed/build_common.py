@@ -22,7 +22,10 @@ SHARD = "4MB"  # shipped files stay small enough for any repository
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long and how fast one part is trained; `steps` fixes the work, not the time."""
+    """How long and how fast one part is trained; `steps` fixes the work, not the time.
+
+    `horizon` is where the learning rate would reach its end, if that is not the last step.
+    """
 
     steps: int
     batch: int
@@ -32,6 +35,7 @@ class Plan:
     seed: int = 0
     report_every: int = 50
     save_every: int = 0  # 0: only at the end
+    horizon: int = 0  # 0: the last step
 
 
 def setup(seed: int) -> None:
@@ -78,7 +82,7 @@ def factor(step: int, plan: Plan) -> float:
     """Return the learning rate at `step` relative to its peak: warm-up, then cosine to 2 %."""
     if step < plan.warmup:
         return (step + 1) / plan.warmup
-    done = (step - plan.warmup) / max(1, plan.steps - plan.warmup)
+    done = (step - plan.warmup) / max(1, (plan.horizon or plan.steps) - plan.warmup)
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
@@ -117,6 +121,8 @@ def save(model: Any, folder: Path) -> None:
     kept = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
     model.to(torch.bfloat16).save_pretrained(folder, max_shard_size=SHARD)
     model.to(torch.float32).load_state_dict(kept)
+    for path in folder.iterdir():
+        path.chmod(0o644)  # safetensors are written for their owner only; a package is for all
 
 
 def batches(total: int, size: int) -> Iterator[range]:

@@ -21,11 +21,14 @@ from oculi.testbed.build_common import Optimisers, Plan, Progress, batches, save
 from oculi.testbed.scene import Scene
 from oculi.testbed.vocabulary import COLOURS, PLACES, SHAPES, SIZES
 
-PLAN = Plan(steps=3600, batch=96, muon_lr=0.02, adam_lr=2e-3, warmup=100, save_every=400)
+PLAN = Plan(
+    steps=2800, horizon=3600, batch=96, muon_lr=0.02, adam_lr=2e-3, warmup=100, save_every=400
+)
 QUICK = Plan(steps=3, batch=8, muon_lr=0.02, adam_lr=2e-3, warmup=1, report_every=1)
 
 SIDE, PATCH = 84, 14
 GRID = SIDE // PATCH
+SCORED = 200  # pictures of each level and split that the manifest's scores are from
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 LEAST = 0.08  # part of a patch that an object's square must cover to be the patch's object
@@ -212,7 +215,7 @@ def build(folder: Path, quick: bool, log: Path | None = None, plan: Plan = PLAN)
     save(model, folder)
     preprocessor().save_pretrained(folder)
     model.to(torch.bfloat16).to(torch.float32)  # score what is shipped
-    scores = evaluate(model, heads, 20 if quick else 1500)
+    scores = evaluate(model, heads, 20 if quick else SCORED)
     progress.say(str(scores))
     return {
         "parameters": parameters,

@@ -20,13 +20,16 @@ _PURPOSE = {
     "llm": (
         "Qwen2 language model and tokenizer, pre-trained on the testbed's language: scenes "
         "described in words, and skills such as arithmetic, spelling and sorting. It has seen no "
-        "picture. Scores: per cent of replies exactly right on held-out texts."
+        "picture. Scores: per cent of replies exactly right on held-out texts, a fifth of them "
+        "multiple choice. It reads open questions on one object and writes descriptions; multiple "
+        "choice, existence, counting, relations and comparisons are near chance, and of the "
+        "skills only copying is partly learnt."
     ),
     "aimv2": (
         "AIMv2 vision tower for 84 x 84 pixels, the teacher. Trained on Playroom pictures with "
         "what is in them, never on questions. Scores: per cent of objects whose attribute a "
         'linear head reads off their patch; "pairs" are the colour-shape pairs held out of '
-        "training."
+        "training. 200 pictures each."
     ),
 }
 

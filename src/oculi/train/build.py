@@ -86,6 +86,7 @@ def build_model(
     except ValueError as error:
         raise RecipeError(f"model.llm: {error}") from None
     model.set_attn_implementation(spec.attention)  # a new configuration resets that of its LLM
+    model.generation_config.eos_token_id = processor.chat.end_of_turn()
     if processor.image_token_id < llm.config.vocab_size:
         model.generation_config.suppress_tokens = [processor.image_token_id]
     _start_from(model.vision, start, spec)

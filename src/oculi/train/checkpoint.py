@@ -25,6 +25,7 @@ from oculi.errors import CheckpointError
 from oculi.model.lora import canonical_name
 
 MANIFEST = "MANIFEST.json"
+FILES = ("tensors.safetensors", "optimizer.pt", "state.json")
 
 
 @dataclass(frozen=True)
@@ -140,16 +141,18 @@ def verify(path: Path) -> None:
     """Compare every file with the manifest; raises CheckpointError naming the file that differs."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError):
+        sums = {name: entry["sha256"] for name, entry in manifest.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{path} has no readable {MANIFEST}: it is no checkpoint") from None
-    for name, expected in manifest.items():
-        file = path / Path(name).name
-        if not file.is_file():
-            raise CheckpointError(f"{file} is missing; remove {path} to use an earlier checkpoint")
-        if _sha256(file) != expected["sha256"]:
+    instead = f"remove {path} to use an earlier checkpoint"
+    for name in FILES:
+        if name not in sums:
+            raise CheckpointError(f"{path}/{MANIFEST} does not list {name}; {instead}")
+        if not (path / name).is_file():
+            raise CheckpointError(f"{path / name} is missing; {instead}")
+        if _sha256(path / name) != sums[name]:
             raise CheckpointError(
-                f"{file} is damaged (its SHA-256 is not the manifest's); remove {path} to use an "
-                "earlier checkpoint"
+                f"{path / name} is damaged (its SHA-256 is not the manifest's); {instead}"
             )
 
 

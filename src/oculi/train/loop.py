@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from oculi.batch import Batch
 from oculi.data.loader import Steps, make_loader
-from oculi.errors import OculiError
+from oculi.errors import OculiError, shown
 from oculi.recipe import Stage
 from oculi.train.log import RunLog
 from oculi.train.module import TrainModule
@@ -68,7 +68,7 @@ def train_step(
     total = module.loss(losses)
     if not bool(torch.isfinite(norm + total)):
         optimizer.zero_grad(set_to_none=True)
-        names = ", ".join(name for batch in batches for name in batch.sample_ids[:4])
+        names = ", ".join(shown(name) for batch in batches for name in batch.sample_ids[:4])
         raise NonFiniteError(
             f"loss {float(total)} and gradient norm {float(norm)} in stage {stage.name}; nothing was "
             f"updated. The step holds the samples {names}, ...: lower the learning rate or look at them"

@@ -34,6 +34,10 @@ from oculi.train.module import TrainModule, canonical_parameters, freeze, learni
 from oculi.train.optim import make_optimizer
 from oculi.train.preflight import check_stages
 
+LONG = 1000  # samples whose measuring takes long enough to say so
+# What a run that failed before its first step has left; it may be started again in place.
+LEFT_BY_FAILURE = ("recipe.yaml", "metrics.jsonl", "report.html", "index", "tensorboard")
+
 
 def train(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) -> Path:
     """Run a recipe.
@@ -99,13 +103,17 @@ class Run:
         done = [stage.name for stage in self.recipe.stages[: self.stage]]
         here = self.recipe.stages[self.stage].name
         self.log.rewind(
-            lambda entry: entry["stage"] in done
-            or (entry["stage"] == here and entry["step"] <= self.step)
+            lambda entry: (
+                entry["stage"] in done or (entry["stage"] == here and entry["step"] <= self.step)
+            )
         )
         check_stages(
-            self.recipe, self.stage, self.model, self.processor, self.out / "index",
-            lambda done, total: self.log.say(f"measuring samples: {done} of {total}"),
-        )  # fmt: skip
+            self.recipe, self.stage, self.model, self.processor, self.out / "index", self._measuring
+        )
+
+    def _measuring(self, done: int, total: int) -> None:
+        if total >= LONG:
+            self.log.say(f"measuring samples: {done} of {total}")
 
     def _continue(self, checkpoint: Path) -> None:
         state, self.carried = ckpt.load(checkpoint)
@@ -253,10 +261,6 @@ def _summary(
     )
 
 
-# What a run that failed before its first step has left; it may be started again in place.
-_LEFT = ("recipe.yaml", "metrics.jsonl", "report.html", "index", "tensorboard", ".lock")
-
-
 def _check_folder(out: Path, resume: bool) -> None:
     """Refuse a folder that is not for this run, before anything is written into it."""
     if out.exists() and not out.is_dir():
@@ -265,10 +269,10 @@ def _check_folder(out: Path, resume: bool) -> None:
         if not (out / "recipe.yaml").exists():
             raise CheckpointError(f"{out} is no run to resume: it has no recipe.yaml")
         return
-    found = {path.name for path in out.iterdir()} if out.exists() else set()
+    found = {path.name for path in out.iterdir()} - {".lock"} if out.exists() else set()
     metrics = out / "metrics.jsonl"
     stepped = metrics.exists() and metrics.stat().st_size > 0
-    if found and ("recipe.yaml" not in found or stepped or not found.issubset(_LEFT)):
+    if found and ("recipe.yaml" not in found or stepped or not found.issubset(LEFT_BY_FAILURE)):
         raise RecipeError(f"{out} exists and is not empty: add --resume, or choose another --out")
     out.mkdir(parents=True, exist_ok=True)
 

@@ -1,0 +1,59 @@
+"""Scores with their uncertainty."""
+
+import pytest
+
+from oculi.eval.score import exact, majority, wilson
+
+# Newcombe (1998), table I, method 3, and R's prop.test(..., correct = FALSE).
+KNOWN = [
+    (81, 263, 0.3080, 0.2553, 0.3662),
+    (15, 148, 0.1014, 0.0624, 0.1605),
+    (0, 20, 0.0, 0.0, 0.1611),
+    (1, 29, 0.0345, 0.0061, 0.1718),
+    (29, 29, 1.0, 0.8830, 1.0),
+    (50, 100, 0.5, 0.4038, 0.5962),
+]
+
+
+@pytest.mark.parametrize(("correct", "n", "score", "low", "high"), KNOWN)
+def test_wilsons_interval(correct: int, n: int, score: float, low: float, high: float) -> None:
+    found = wilson(correct, n)
+    assert (found.correct, found.n) == (correct, n)
+    values = (found.score, found.low, found.high)
+    assert values == pytest.approx((score, low, high), abs=5e-5)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 1000])
+def test_the_interval_holds_the_score_and_stays_in_range(n: int) -> None:
+    for correct in {0, 1, n // 2, n}:
+        found = wilson(correct, n)
+        assert 0 <= found.low <= found.score <= found.high <= 1
+    assert wilson(0, n).high == pytest.approx(1 - wilson(n, n).low)
+
+
+def test_no_answers_have_no_score() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        wilson(0, 0)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "same"),
+    [
+        ("red", "red", True),
+        (" red\n", "red", True),
+        ("red", "\tred ", True),
+        ("Red", "red", False),
+        ("red.", "red", False),
+        ("a  b", "a b", False),
+        ("", "red", False),
+        ("red square", "red", False),
+    ],
+)
+def test_exact_match(prediction: str, answer: str, same: bool) -> None:
+    assert exact(prediction, answer) is same
+
+
+def test_majority_is_what_a_constant_reaches() -> None:
+    assert majority(["a", "b", " a ", "c"]) == ("a", 0.5)
+    assert majority(["x"]) == ("x", 1.0)
+    assert majority(["b", "a"])[1] == 0.5
