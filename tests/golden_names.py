@@ -17,7 +17,7 @@ from oculi.objectives.teacher import Teacher
 from oculi.recipe import DistillSpec, ModelSpec, Recipe, Stage
 from oculi.recipes import BUILTIN
 from oculi.testbed import CHECKPOINTS
-from oculi.train.module import TrainModule, canonical_parameters, learning_rates
+from oculi.training.module import TrainModule, canonical_parameters, learning_rates
 
 GOLDEN = Path(__file__).parent / "golden"
 COMMAND = "# made by: python tests/golden_names.py"
@@ -108,7 +108,7 @@ def stage_module(recipe: Recipe, number: int) -> TrainModule:
     if recipe.name == "vora":
         model, teacher = paper_model(recipe.model, has_lora(recipe, number)), paper_teacher()
     else:
-        from oculi.train.build import add_lora, build_model, build_processor
+        from oculi.training.build import add_lora, build_model, build_processor
 
         model = build_model(recipe.model, build_processor(recipe.model), seed=0)
         if has_lora(recipe, number):

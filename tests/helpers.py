@@ -231,7 +231,7 @@ def tiny(
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Path:
     """A run of ``tiny_recipe`` from start to end; read only, copy it to change it."""
     if "finished" not in _made:
-        from oculi.train.run import train
+        from oculi.training.run import train
 
         out = tmp_path_factory.mktemp("finished") / "run"
         _made["finished"] = train(tiny_recipe(tiny), out, quiet=True)

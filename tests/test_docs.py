@@ -18,14 +18,19 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINKS = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
-SHORT = (
-    "stages.0.steps=3 stages.1.steps=2 stages.0.batch=4 stages.1.batch=4 stages.0.workers=0 "
-    "stages.1.workers=0 stages.0.checkpoint_every=2"
-).split()
+SHORT = [
+    "stages.0.steps=3",
+    "stages.1.steps=2",
+    "stages.0.batch=4",
+    "stages.1.batch=4",
+    "stages.0.workers=0",
+    "stages.1.workers=0",
+    "stages.0.checkpoint_every=2",
+]
 SMALL_VORA = [
-    *("model.images.size=84 model.lora.rank=4 model.lora.blocks=5 model.dtype=float32").split(),
-    *("stages.0.length=640 stages.1.length=640").split(),
-    *("stages.0.pack_length=640 stages.1.pack_length=640").split(),
+    *["model.images.size=84", "model.lora.rank=4", "model.lora.blocks=5", "model.dtype=float32"],
+    *["stages.0.length=640", "stages.1.length=640"],
+    *["stages.0.pack_length=640", "stages.1.pack_length=640"],
 ]
 # Of the same kind, but here: a hub id, the user's own folders and files, numbers of a full run.
 STANDS_FOR = {
@@ -34,7 +39,12 @@ STANDS_FOR = {
     "runs/mine/checkpoints/step-0001000": "runs/mine/checkpoints/step-0000003",
     "FILE...": "train.json",
 }
-SKIPPED = ("oculi testbed build", "make", "pip", "git")  # run by tests of their own, or by CI itself
+SKIPPED = (
+    "oculi testbed build",
+    "make",
+    "pip",
+    "git",
+)  # run by tests of their own, or by CI itself
 
 
 def commands(page: Path) -> list[list[str]]:

@@ -27,7 +27,7 @@ def load(checkpoint: str | Path) -> tuple[OculiForConditionalGeneration, OculiPr
 
 
 def train(recipe: Recipe, out: str | Path, resume: bool = False, **options: Any) -> Path:
-    """Run a recipe; see ``oculi.train.run.train``. Returns the run's folder."""
-    from oculi.train.run import train as run
+    """Run a recipe; see ``oculi.training.run.train``. Returns the run's folder."""
+    from oculi.training.run import train as run
 
     return run(recipe, Path(out), resume=resume, **options)

@@ -70,7 +70,7 @@ def train(
     chosen = apply_flags(find_recipe(recipe), llm=llm, teacher=teacher, data=data, seed=seed)
     chosen = override(chosen, overrides or [])
     _quiet_libraries()
-    from oculi.train.run import train as run
+    from oculi.training.run import train as run
 
     run(chosen, out, resume=resume)
     print(f"report: {out / 'report.html'}")

@@ -17,7 +17,7 @@ from oculi.export.load import load_unmerged
 from oculi.export.merge import fold, merge_run
 from oculi.model.lora import has_lora, lora_layers
 from oculi.recipe import validate
-from oculi.train.run import train
+from oculi.training.run import train
 
 
 @pytest.fixture

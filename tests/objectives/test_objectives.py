@@ -16,7 +16,7 @@ from oculi.objectives import Distill, LanguageModelling, build_objectives
 from oculi.objectives.distill import _reducer
 from oculi.objectives.teacher import Teacher
 from oculi.recipe import DistillSpec, LmSpec
-from oculi.train.module import TrainModule, canonical_parameters
+from oculi.training.module import TrainModule, canonical_parameters
 
 CHANNELS = 3 * 4**2
 

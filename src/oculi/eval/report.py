@@ -53,7 +53,7 @@ def write_report(run: Path) -> Path:
     The old report stays until the new one is complete.
 
     Args:
-        run: a run's folder, see ``oculi.train.run``.
+        run: a run's folder, see ``oculi.training.run``.
 
     Returns:
         the file.

@@ -12,8 +12,8 @@ from oculi.model import OculiForConditionalGeneration, OculiProcessor
 from oculi.model.lora import canonical_name
 from oculi.recipe import Recipe
 from oculi.recipe import load as load_recipe
-from oculi.train import checkpoint as ckpt
-from oculi.train.build import add_lora, build_model, build_processor
+from oculi.training import checkpoint as ckpt
+from oculi.training.build import add_lora, build_model, build_processor
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from oculi.export.load import load_unmerged
 from oculi.model import OculiForConditionalGeneration
 from oculi.model.lora import merge_lora
 from oculi.recipe import Recipe
-from oculi.train.build import DTYPES
+from oculi.training.build import DTYPES
 
 
 def merge_run(run: Path, out: Path, base: str | None = None) -> float:

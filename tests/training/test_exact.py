@@ -18,7 +18,7 @@ from oculi.model.lora import inject_lora, lora_layers
 from oculi.objectives import Distill, LanguageModelling
 from oculi.objectives.teacher import Teacher
 from oculi.recipe import DistillSpec, LmSpec
-from oculi.train.module import TrainModule, canonical_parameters
+from oculi.training.module import TrainModule, canonical_parameters
 
 TARGETS = ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 

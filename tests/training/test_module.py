@@ -12,7 +12,7 @@ from oculi.model.lora import inject_lora, merge_lora
 from oculi.objectives import Distill, LanguageModelling
 from oculi.objectives.teacher import Teacher
 from oculi.recipe import DistillSpec, LmSpec
-from oculi.train.module import TrainModule, canonical_parameters, freeze, learning_rates
+from oculi.training.module import TrainModule, canonical_parameters, freeze, learning_rates
 
 NAMES = [
     "llm.model.layers.0.mlp.up_proj.weight",

@@ -15,11 +15,11 @@ from oculi.data.loader import Steps
 from oculi.data.sample import Sample
 from oculi.objectives import build_objectives
 from oculi.recipe import Recipe
-from oculi.train.build import add_lora, build_model, build_processor
-from oculi.train.log import RunLog
-from oculi.train.loop import NonFiniteError, run_stage, train_step
-from oculi.train.module import TrainModule, canonical_parameters, freeze, learning_rates
-from oculi.train.optim import lr_factor, make_optimizer, set_rates
+from oculi.training.build import add_lora, build_model, build_processor
+from oculi.training.log import RunLog
+from oculi.training.loop import NonFiniteError, run_stage, train_step
+from oculi.training.module import TrainModule, canonical_parameters, freeze, learning_rates
+from oculi.training.optim import lr_factor, make_optimizer, set_rates
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses_tiny.json"
 COMMAND = "OCULI_WRITE_GOLDEN=1 pytest tests/train/test_loop.py -k golden"

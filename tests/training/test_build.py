@@ -13,7 +13,7 @@ from oculi.errors import CheckpointError, OculiError, RecipeError
 from oculi.model.lora import lora_layers
 from oculi.objectives.teacher import Teacher
 from oculi.recipe import ModelSpec
-from oculi.train.build import add_lora, build_model, build_processor
+from oculi.training.build import add_lora, build_model, build_processor
 
 
 def spec(tiny: Tiny, **changes: Any) -> ModelSpec:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from oculi.recipe import Stage
-from oculi.train.optim import lr_factor, make_optimizer, set_rates
+from oculi.training.optim import lr_factor, make_optimizer, set_rates
 
 
 def stage(**changes: Any) -> Stage:

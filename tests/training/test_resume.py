@@ -11,9 +11,9 @@ import torch
 from helpers import Tiny, as_if_killed, exported, losses, metrics, tiny_recipe
 from oculi.errors import RecipeError
 from oculi.recipe import Recipe, override
-from oculi.train import checkpoint as ckpt
-from oculi.train import loop
-from oculi.train.run import first_difference, train
+from oculi.training import checkpoint as ckpt
+from oculi.training import loop
+from oculi.training.run import first_difference, train
 
 
 @pytest.mark.parametrize("checkpoint", [2, 3, 5, 6], ids=["middle", "boundary", "stage 2", "end"])

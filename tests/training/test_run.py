@@ -22,9 +22,9 @@ from helpers import (
 )
 from oculi.errors import CheckpointError, DataError, OculiError, RecipeError
 from oculi.recipe import Recipe, load, override, validate
-from oculi.train import checkpoint as ckpt
-from oculi.train import loop
-from oculi.train.run import _lock, train
+from oculi.training import checkpoint as ckpt
+from oculi.training import loop
+from oculi.training.run import _lock, train
 
 # ---------------------------------------------------------------------------------- the folder
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from helpers import Tiny, tiny_recipe
 from oculi.errors import CheckpointError
-from oculi.train import checkpoint as ckpt
-from oculi.train.build import add_lora, build_model, build_processor
+from oculi.training import checkpoint as ckpt
+from oculi.training.build import add_lora, build_model, build_processor
 
 STATE = ckpt.State(
     stage=1, step=4, total_steps=7, lora=True, base="b", base_tensors={"w": "0"}, seconds=1.5

@@ -14,7 +14,7 @@ from oculi.eval.tasks import open_task
 from oculi.model import OculiForConditionalGeneration, OculiProcessor
 from oculi.objectives import build_objectives
 from oculi.recipe import Recipe
-from oculi.train.module import TrainModule, canonical_parameters, learning_rates
+from oculi.training.module import TrainModule, canonical_parameters, learning_rates
 
 
 def check_stages(

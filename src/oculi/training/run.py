@@ -26,13 +26,13 @@ from oculi.model.lora import has_lora
 from oculi.objectives import build_objectives
 from oculi.recipe import Recipe, Stage
 from oculi.recipe import load as load_recipe
-from oculi.train import checkpoint as ckpt
-from oculi.train.build import DTYPES, add_lora, build_model, build_processor
-from oculi.train.log import RunLog
-from oculi.train.loop import run_stage
-from oculi.train.module import TrainModule, canonical_parameters, freeze, learning_rates
-from oculi.train.optim import make_optimizer
-from oculi.train.preflight import check_stages
+from oculi.training import checkpoint as ckpt
+from oculi.training.build import DTYPES, add_lora, build_model, build_processor
+from oculi.training.log import RunLog
+from oculi.training.loop import run_stage
+from oculi.training.module import TrainModule, canonical_parameters, freeze, learning_rates
+from oculi.training.optim import make_optimizer
+from oculi.training.preflight import check_stages
 
 LONG = 1000  # samples whose measuring takes long enough to say so
 # What a run that failed before its first step has left; it may be started again in place.

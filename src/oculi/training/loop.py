@@ -15,9 +15,9 @@ from oculi.batch import Batch
 from oculi.data.loader import Steps, make_loader
 from oculi.errors import OculiError, shown
 from oculi.recipe import Stage
-from oculi.train.log import RunLog
-from oculi.train.module import TrainModule
-from oculi.train.optim import lr_factor, set_rates
+from oculi.training.log import RunLog
+from oculi.training.module import TrainModule
+from oculi.training.optim import lr_factor, set_rates
 
 
 class NonFiniteError(OculiError):
