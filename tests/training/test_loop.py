@@ -22,7 +22,7 @@ from oculi.training.module import TrainModule, canonical_parameters, freeze, lea
 from oculi.training.optim import lr_factor, make_optimizer, set_rates
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses_tiny.json"
-COMMAND = "OCULI_WRITE_GOLDEN=1 pytest tests/train/test_loop.py -k golden"
+COMMAND = "OCULI_WRITE_GOLDEN=1 pytest tests/training/test_loop.py -k golden"
 CPU = torch.device("cpu")
 
 
