@@ -28,8 +28,8 @@ demo: $(STAMP)
 	# A picture with a colour-shape pair that no training picture held, its question and the true answer:
 	$(BIN)/oculi testbed sample --split pairs --n 1 --out $(RUN)/unseen.png
 	$(BIN)/oculi chat $(RUN) --image $(RUN)/unseen.png "What shape is the object?"
+	$(BIN)/oculi chat $(RUN) --image $(RUN)/unseen.png "What colour is the object?"
 	@echo "the report: $(RUN)/report.html"
-
 
 test: $(STAMP)
 	$(BIN)/pytest -n 2
