@@ -194,7 +194,6 @@ def test_rules_between_fields() -> None:
     assert "merges LoRA, but the model has none" in problem({"model.lora": None})
     assert "two stages have one name" in problem({"stages.1.name": "pretrain", "seed": 0})
     assert "occurs twice" in problem({"stages.0.objectives": [{"kind": "lm"}, {"kind": "lm"}]})
-    assert "pack_length 65 is more than length 64" in problem({"stages.0.pack_length": 65})
     assert "init_from" in problem({"model.vision": {"patch_size": 4}})
     assert "max_patches" in problem({"model.images": {"min_patches": 9, "max_patches": 8}})
     assert "multiple" in problem({"model.images": {"mode": "square", "size": 450}})

@@ -186,8 +186,6 @@ class Stage(Strict):
         kinds = [objective.kind for objective in self.objectives]
         if len(set(kinds)) != len(kinds):
             raise ValueError(f"an objective occurs twice in {', '.join(kinds)}")
-        if self.pack_length is not None and self.pack_length > self.length:
-            raise ValueError(f"pack_length {self.pack_length} is more than length {self.length}")
         return self
 
 
