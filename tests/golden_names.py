@@ -16,7 +16,6 @@ from oculi.objectives import Distill, LanguageModelling, Objective
 from oculi.objectives.teacher import Teacher
 from oculi.recipe import DistillSpec, ModelSpec, Recipe, Stage
 from oculi.recipes import BUILTIN
-from oculi.testbed import CHECKPOINTS
 from oculi.training.module import TrainModule, canonical_parameters, learning_rates
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -133,11 +132,6 @@ def stages() -> list[tuple[str, int]]:
 def golden_file(name: str, number: int) -> Path:
     """Where the names of a stage are kept."""
     return GOLDEN / f"trainable_{name}_{BUILTIN[name]().stages[number].name}.txt"
-
-
-def needs_testbed(name: str) -> bool:
-    """Whether the recipe's checkpoints are not there yet."""
-    return name != "vora" and not (CHECKPOINTS / "llm" / "config.json").exists()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from golden_names import (
     COMMAND,
     compact,
     golden_file,
-    needs_testbed,
     stages,
     trainable,
 )
@@ -344,8 +343,6 @@ def test_defaults_are_the_papers() -> None:
 
 @pytest.mark.parametrize(("name", "number"), stages())
 def test_every_stage_trains_what_is_written_down(name: str, number: int) -> None:
-    if needs_testbed(name):
-        pytest.skip("the testbed's LLM is not built yet: oculi testbed build --only llm")
     header, *golden = golden_file(name, number).read_text(encoding="utf-8").splitlines()
     assert header == COMMAND
     assert compact(trainable(BUILTIN[name](), number)) == golden

@@ -311,3 +311,18 @@ def test_flipped_bytes_give_a_picture_or_an_image_error(
         assert load_image(ref).size == image_size(ref)
     except ImageError as error:
         assert "0x" not in str(error)  # noqa: PT017 - both outcomes are right
+
+
+@pytest.mark.parametrize("where", ["open", "getexif"])
+def test_no_memory_is_not_called_a_damaged_picture(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+
+    def out_of_memory(*args: Any, **kwargs: Any) -> None:
+        raise MemoryError
+
+    owner = Image if where == "open" else Image.Image
+    monkeypatch.setattr(owner, where, out_of_memory)
+    with pytest.raises(MemoryError):
+        load_image(image_ref("a.png", tmp_path))

@@ -182,7 +182,7 @@ def _translated(ref: ImageRef, max_pixels: int) -> Iterator[None]:
     """Turn whatever Pillow raises into an ImageError without Pillow's words."""
     try:
         yield
-    except ImageError:
+    except (ImageError, MemoryError):  # no memory is not the picture's fault
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(TOO_LARGE.format(limit=max_pixels / 1e6), _name(ref)) from None
@@ -229,6 +229,8 @@ def _orientation(image: ImageFile.ImageFile, file: BinaryIO) -> int:
             if exif:
                 image.info["exif"] = b"Exif\0\0" + exif
         value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    except MemoryError:
+        raise
     except Exception:
         return 1  # a damaged note about the picture does not make the picture unusable
     return value if isinstance(value, int) and 1 <= value <= 8 else 1

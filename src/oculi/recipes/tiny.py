@@ -36,7 +36,7 @@ def vora_tiny() -> Recipe:
         warmup_steps=100,
         schedule="cosine",
         trainable={"llm.*.lora_?": None, "vision.*": None, "objectives.*": None},
-        workers=0,  # on two cores a loader process costs more than it brings
+        workers=0,  # on two cores a loader process brings nothing, docs/log.md
         log_every=20,
         checkpoint_every=500,
         merge_lora=True,

@@ -41,7 +41,10 @@ def as_choice(question: Question, wrong: Sequence[str], roll: Dice, n: int = 4) 
     others = [option for option in dict.fromkeys(wrong) if option != question.answer]
     options = roll.shuffled([question.answer, *roll.some(others, n - 1)])
     mark = roll.pick(("{}. {}", "{}) {}", "({}) {}"))
-    lines = [mark.format(letter, option) for letter, option in zip(LETTERS, options, strict=False)]
+    lines = [
+        mark.format(letter, option)
+        for letter, option in zip(LETTERS[: len(options)], options, strict=True)
+    ]
     text = "\n".join([question.text, *lines, roll.pick(_CLOSINGS)])
     answer = LETTERS[options.index(question.answer)]
     return Question(question.kind, text, answer, tuple(options))
