@@ -39,6 +39,7 @@ Int = Annotated[int, BeforeValidator(_no_switch)]
 Float = Annotated[float, BeforeValidator(_no_switch)]
 Count = Annotated[Int, Field(ge=1)]
 Rate = Annotated[Float, Field(ge=0)]
+Share = Annotated[Float, Field(ge=0, le=1)]
 Decay = Annotated[Float, Field(ge=0, lt=1)]
 
 
@@ -167,6 +168,9 @@ class Stage(Strict):
     length: Int = Field(ge=8, description="longest sample in tokens, images included")
     pack_length: Count | None = Field(None, description="tokens of a packed row; None: length")
     micro_rows: Count = Field(8, description="packed rows that go through the model at once")
+    single_turns: Share = Field(
+        0.0, description="share of draws that learn one turn with the images, without its history"
+    )
     objectives: tuple[ObjectiveSpec, ...] = (LmSpec(),)
     lr: Float = Field(gt=0)
     trainable: dict[str, Rate | None] = Field(min_length=1)

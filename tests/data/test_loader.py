@@ -71,6 +71,22 @@ def test_a_step_holds_its_samples_of_the_order_once(processor: Any) -> None:
     assert sorted(flat) == sorted([s.id for s in mixture()] * 5)  # 30 positions are five epochs
 
 
+def test_single_turns_are_drawn_by_position(processor: Any) -> None:
+    whole, alone = steps(processor), steps(processor, single_turns=1.0)
+    cut = sum(p.tokens for n in range(6) for p in alone[n])
+    assert cut < sum(p.tokens for n in range(6) for p in whole[n])
+    assert [p.sample_ids for p in alone[3]] == [
+        p.sample_ids for p in steps(processor, single_turns=1.0)[3]
+    ]
+    assert all(
+        same(a, b) for a, b in zip(alone[3], steps(processor, single_turns=1.0)[3], strict=True)
+    )
+    later = steps(processor, single_turns=0.5)
+    assert all(
+        same(a, b) for a, b in zip(later[2], steps(processor, single_turns=0.5)[2], strict=True)
+    )
+
+
 def test_rows_and_micro_batches_keep_their_limits(processor: Any) -> None:
     parts = steps(processor, batch=6)[0]
     assert all(len(part.tokens_BT) <= 2 for part in parts)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from oculi.data.order import sample_numbers
+from oculi.data.order import random_words, sample_numbers, stage_seed
 
 TOTALS = [1, 2, 3, 4, 5, 16, 17, 64, 1000, 1444]
 
@@ -79,3 +79,17 @@ GOLDEN = [
 def test_no_samples(total: int) -> None:
     with pytest.raises(ValueError, match="an order over"):
         sample_numbers(0, 0, 1, total)
+
+
+def test_random_words_are_a_pure_function_of_place_and_look_even() -> None:
+    words = random_words(3, 0, 4000)
+    assert words.dtype == np.uint64 and len(set(words.tolist())) == 4000
+    assert random_words(3, 1000, 50).tolist() == words[1000:1050].tolist()
+    assert random_words(4, 0, 10).tolist() != words[:10].tolist()
+    assert abs(float((words >> np.uint64(11)).mean()) * 2.0**-53 - 0.5) < 0.02
+
+
+def test_stages_of_neighbouring_seeds_share_no_order() -> None:
+    seeds = [stage_seed(seed, stage) for seed in range(20) for stage in range(4)]
+    assert len(set(seeds)) == len(seeds)
+    assert stage_seed(0, 1) != stage_seed(1, 0)

@@ -14,6 +14,7 @@ from oculi.data.order import sample_numbers
 from oculi.data.packing import pack
 from oculi.data.sample import RowError, Sample
 from oculi.data.source import Source, pieces
+from oculi.data.turns import TurnDraws
 from oculi.errors import DataError, OculiError
 
 if TYPE_CHECKING:
@@ -105,20 +106,23 @@ class Steps(Dataset[list[Batch]]):
         batch: int,
         pack_length: int,
         micro_rows: int,
+        single_turns: float = 0.0,
     ) -> None:
         self.source, self.processor, self.seed = source, processor, seed
         self.steps, self.batch = steps, batch
         self.pack_length, self.micro_rows = pack_length, micro_rows
+        self.drawn = TurnDraws(seed, single_turns)
         self.channels = 3 * processor.image_processor.patch_size**2
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> list[Batch]:
-        numbers = sample_numbers(self.seed, step * self.batch, self.batch, len(self.source))
+        first = step * self.batch
+        numbers = sample_numbers(self.seed, first, self.batch, len(self.source))
         encoded = []
-        for number in numbers:
-            sample = self.source[int(number)]
+        for position, number in enumerate(numbers, first):
+            sample = self.drawn(position, self.source[int(number)])
             encoded.append((sample.id, encode_sample(sample, self.processor)))
         rows = pack([len(e.input_ids) for _, e in encoded], self.pack_length)
         micro = [rows[i : i + self.micro_rows] for i in range(0, len(rows), self.micro_rows)]

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _ROUNDS = 6
+_GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)  # splitmix64's step from one state to the next
 _MASK = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
@@ -32,6 +33,19 @@ def sample_numbers(seed: int, start: int, count: int, total: int) -> NDArray[np.
         chosen = epochs == epoch
         result[chosen] = _permute(within[chosen].astype(np.uint64), total, seed, int(epoch))
     return result
+
+
+def stage_seed(seed: int, stage: int) -> int:
+    """The seed of stage number ``stage`` of a run: no two stages of any two runs share an order."""
+    return int(np.random.SeedSequence([seed, stage]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def random_words(seed: int, start: int, count: int) -> NDArray[np.uint64]:
+    """Entries ``start`` to ``start + count`` of an endless random sequence: [count] uint64."""
+    key = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
+    counter = np.arange(start, start + count, dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        return _mix(key + counter * _GOLDEN_RATIO)
 
 
 def _permute(values: NDArray[np.uint64], total: int, seed: int, epoch: int) -> NDArray[np.int64]:

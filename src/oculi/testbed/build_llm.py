@@ -22,13 +22,13 @@ from oculi.testbed.build_common import Optimisers, Plan, Progress, batches, save
 from oculi.testbed.vocabulary import Dice
 
 # Here a batch is a number of tokens, padding included.
-PLAN = Plan(steps=1400, batch=4096, muon_lr=0.02, adam_lr=1.5e-3, warmup=40, save_every=200)
+PLAN = Plan(steps=3600, batch=4096, muon_lr=0.02, adam_lr=1.5e-3, warmup=40, save_every=300)
 QUICK = Plan(steps=3, batch=1024, muon_lr=0.02, adam_lr=1.5e-3, warmup=1, report_every=1)
 
 CONTEXT = 0.1  # weight of a token that is not part of a reply
 EMBEDDING = 0.06  # standard deviation at the start; transformers' default is 0.02
 POOL = 1024  # dialogues that are sorted by length together
-PRIMER = 200  # the first steps read about single objects and copy lists
+PRIMER = 300  # the first steps read about single objects, and lists and records of words
 IGNORE = -100
 SYSTEM = "You are a helpful assistant."
 Tokens = tuple[list[int], list[int]]  # ids, labels (IGNORE outside replies)
@@ -141,12 +141,13 @@ def exact(model: Any, tok: Any, turns: Sequence[language.Turn]) -> list[bool]:
 
 
 def evaluate(model: Any, tok: Any, n: int) -> dict[str, dict[str, float]]:
-    """Return per cent exactly right by kind on `n` held-out texts of each level and of skills."""
+    """Return per cent exactly right by kind on `n` held-out texts of levels, drills and skills."""
     model.eval()
     sets = {
         f"level {level}": [language.reading(level, "test", number) for number in range(n)]
         for level in playroom.LEVELS
     }
+    sets["drills"] = [language.drill("test", number, 1)[0] for number in range(n)]
     sets["skills"] = [language.Turn(*language.skills("test", number)) for number in range(n)]
     scores: dict[str, dict[str, float]] = {}
     for name, turns in sets.items():

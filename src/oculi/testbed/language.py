@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from oculi.errors import DataError, nearest
-from oculi.testbed import playroom
+from oculi.testbed import drills, playroom
 from oculi.testbed.interview import interview
 from oculi.testbed.vocabulary import Dice
 from oculi.testbed.words import WORDS
@@ -46,6 +46,9 @@ _ASK: dict[str, tuple[str, ...]] = {
     ),
     "reverse": ("Reverse: {}", "Reverse this list: {}", "Backwards: {}", "Last to first: {}"),
 }  # fmt: skip
+
+
+_DRILLS = (drills.record, drills.pairs, drills.table)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,26 +136,38 @@ def _read_through(level: int, split: str, index: int, n: int, roll: Dice) -> lis
     return [Turn(q.kind, text, q.answer) for q, text in zip(questions, prompts, strict=True)]
 
 
-def primer(split: str, index: int) -> list[Turn]:
-    """Return a dialogue for the beginning of training: one object to read about, or a list to copy.
+def drill(split: str, index: int, n: int) -> list[Turn]:
+    """Return up to `n` exchanges on one record, table or list of random words."""
+    roll = _roll(split, index, 7)
+    text, questions = _DRILLS[index % len(_DRILLS)](n, roll)
+    return [Turn(*said) for said in drills.told(text, questions, roll)]
 
-    Both teach a young model to look back at words, which everything else rests on.
+
+def primer(split: str, index: int) -> list[Turn]:
+    """Return a dialogue for the beginning of training: one object, a list, or words to copy.
+
+    All teach a young model to look back at words, which everything else rests on.
     """
     roll = _roll(split, index, 5)
-    if roll.below(5):
+    ticket = roll.below(16)
+    if ticket < 8:
         return _read_through(1, split, index, 5, roll)
+    if ticket < 14:
+        return drill(split, index, 5)
     words = " ".join(roll.pick(WORDS) for _ in range(4 + roll.below(8)))
     return [Turn("copy", roll.pick(_ASK["copy"]).format(words), words)]
 
 
 def dialogue(split: str, index: int) -> list[Turn]:
-    """Return one dialogue of the pre-training mixture: about half reading, a third skills."""
+    """Return one dialogue of the pre-training mixture: half about Playroom's scenes."""
     roll = _roll(split, index, 6)
     ticket = roll.below(16)
-    if ticket < 3:
-        return _read_through(1, split, index, 4, roll)
-    if ticket < 9:
-        return _read_through(2, split, index, 4, roll)
-    if ticket < 14:
-        return [Turn(*skills(split, 3 * index + step)) for step in range(3)]
+    if ticket < 2:
+        return _read_through(1, split, index, 5, roll)
+    if ticket < 8:
+        return _read_through(2, split, index, 6, roll)
+    if ticket < 12:
+        return drill(split, index, 5)
+    if ticket < 15:
+        return [Turn(*skills(split, 4 * index + step)) for step in range(4)]
     return [turn(split, index)]

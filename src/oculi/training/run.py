@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from oculi.data.loader import Steps
+from oculi.data.order import stage_seed
 from oculi.data.source import open_sources
 from oculi.errors import CheckpointError, RecipeError
 from oculi.eval.evaluate import evaluate
@@ -130,7 +131,7 @@ class Run:
         """Train one stage, then merge, export and evaluate as it says."""
         stage = self.recipe.stages[number]
         self.stage = number
-        torch.manual_seed(self.recipe.seed + number)  # of new heads
+        torch.manual_seed(stage_seed(self.recipe.seed, number))  # of new heads
         module = TrainModule(self.model, build_objectives(stage.objectives, self.model))
         names = list(canonical_parameters(module))
         where = f"stages.{number}.trainable"
@@ -225,11 +226,12 @@ class Run:
         return Steps(
             open_sources(stage.data),
             self.processor,
-            seed=self.recipe.seed + number,
+            seed=stage_seed(self.recipe.seed, number),
             steps=stage.steps,
             batch=stage.batch,
             pack_length=stage.pack_length or stage.length,
             micro_rows=stage.micro_rows,
+            single_turns=stage.single_turns,
         )
 
     def _state(self) -> ckpt.State:

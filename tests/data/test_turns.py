@@ -1,0 +1,78 @@
+"""One turn alone: nothing of the history but the pictures, and a draw that depends on its place."""
+
+from collections import Counter
+
+import pytest
+
+from helpers import Drawn, mixture, sample
+from oculi.data.sample import ImageSlot, Message, Sample
+from oculi.data.turns import TurnDraws, single_turn, turns
+
+TALK = sample(
+    "talk",
+    ("#", "\nWhat is it?"), "a cup",
+    "Which colour?", "red",
+    ("And ", "#", "?"), "blue",
+    images=(Drawn(8, 8, 1), Drawn(4, 4, 2)),
+)  # fmt: skip
+
+
+def test_the_first_turn_is_as_it_was_and_loses_later_pictures() -> None:
+    alone = single_turn(TALK, 0)
+    assert alone.messages == TALK.messages[:2] and alone.images == TALK.images[:1]
+    assert (alone.id, alone.source) == (TALK.id, TALK.source)
+
+
+def test_a_later_turn_keeps_the_pictures_and_nothing_that_was_said() -> None:
+    colour, other = single_turn(TALK, 1), single_turn(TALK, 2)
+    assert colour.messages[0].content == (ImageSlot(0), "\nWhich colour?")
+    assert colour.messages[1].text == "red" and colour.images == TALK.images[:1]
+    assert other.messages[0].content == (ImageSlot(0), "\nAnd ", ImageSlot(1), "?")
+    assert other.images == TALK.images
+    assert all(len(alone.messages) == 2 for alone in (colour, other))
+
+
+def test_a_turn_that_begins_with_its_picture_is_not_moved_down() -> None:
+    talk = sample("two", "Hi", "Hello", ("#", "what?"), "a cup", images=(Drawn(4, 4),))
+    assert single_turn(talk, 1).messages == talk.messages[2:]
+    pair = sample("three", ("#",), "a", ("#", "?"), "b", images=(Drawn(4, 4), Drawn(8, 4)))
+    assert single_turn(pair, 1).messages[0].content == (ImageSlot(0), ImageSlot(1), "?")
+
+
+def test_a_system_turn_stays_in_front() -> None:
+    system = Message("system", ("Be brief.",))
+    talk = Sample("s", (system, *TALK.messages), TALK.images)
+    assert turns(talk) == 3
+    assert single_turn(talk, 2).messages[0] == system
+    assert single_turn(talk, 2).messages[2].text == "blue"
+
+
+@pytest.mark.parametrize("talk", [s for s in mixture() if turns(s) > 1], ids=lambda s: s.id)
+def test_every_turn_alone_is_a_valid_sample(talk: Sample) -> None:
+    for number in range(turns(talk)):
+        single_turn(talk, number).validate(for_training=True)
+    with pytest.raises(ValueError, match="answered turns, none is"):
+        single_turn(talk, turns(talk))
+
+
+def test_draws_keep_their_share_and_take_every_turn_alike() -> None:
+    draw = TurnDraws(seed=5, share=0.6)
+    answers = Counter(draw(n, TALK).messages[-1].text for n in range(6000) if
+                      len(draw(n, TALK).messages) == 2)  # fmt: skip
+    assert abs(answers.total() / 6000 - 0.6) < 0.025
+    assert set(answers) == {"a cup", "red", "blue"}
+    assert max(answers.values()) - min(answers.values()) < 150
+
+
+def test_draws_are_a_function_of_seed_and_position() -> None:
+    one, other = TurnDraws(1, 0.5), TurnDraws(2, 0.5)
+    drawn = [len(one(n, TALK).messages) for n in range(64)]
+    assert drawn[::-1] == [len(one(n, TALK).messages) for n in reversed(range(64))]
+    assert drawn != [len(other(n, TALK).messages) for n in range(64)]
+
+
+def test_no_share_and_single_turns_change_nothing() -> None:
+    short = mixture()[0]
+    assert all(TurnDraws(0, 0.0)(n, TALK) is TALK for n in range(100))
+    assert all(TurnDraws(0, 1.0)(n, short) is short for n in range(100))
+    assert all(len(TurnDraws(0, 1.0)(n, TALK).messages) == 2 for n in range(100))
