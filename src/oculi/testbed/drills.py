@@ -140,10 +140,11 @@ def _row(kind: str, rows: Sequence[tuple[str, str]], roll: Dice) -> tuple[str, .
         word = roll.pick(rows)[column]
         return word, str(sum(row[column] == word for row in rows))
     if kind == "member":
-        if roll.coin():
-            return roll.pick(names), "yes"
-        mixed = f"{roll.pick(rows)[0]} {roll.pick(rows)[1]}"
-        return None if mixed in names else (mixed, "no")
+        mixed = {f"{one[0]} {other[1]}": None for one in rows for other in rows}
+        absent = [name for name in mixed if name not in names]
+        if absent and roll.coin():
+            return roll.pick(absent), "no"
+        return roll.pick(names), "yes"
     if kind in ("first", "last"):
         return (names[0 if kind == "first" else -1],)
     about, answer = (spot, spot + 1) if kind == "after" else (spot + 1, spot)
@@ -152,7 +153,8 @@ def _row(kind: str, rows: Sequence[tuple[str, str]], roll: Dice) -> tuple[str, .
 
 def pairs(n: int, roll: Dice) -> tuple[str, list[Question]]:
     """Return two to five pairs of words that share words as text, and up to `n` questions."""
-    firsts, seconds = _different(3, roll), _different(3, roll)
+    words = _different(6, roll)  # a word in both places would be counted in one of them
+    firsts, seconds = words[:3], words[3:]
     rows = [(roll.pick(firsts), roll.pick(seconds)) for _ in range(2 + roll.below(4))]
     asked = []
     for kind in roll.shuffled(("count", "member", "member", "first", "last", "after", "before")):

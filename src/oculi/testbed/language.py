@@ -143,19 +143,26 @@ def drill(split: str, index: int, n: int) -> list[Turn]:
     return [Turn(*said) for said in drills.told(text, questions, roll)]
 
 
-def primer(split: str, index: int) -> list[Turn]:
-    """Return a dialogue for the beginning of training: one object, a list, or words to copy.
+def _long_copy(roll: Dice) -> Turn:
+    words = " ".join(roll.pick(WORDS) for _ in range(6 + roll.below(14)))
+    return Turn("copy", roll.pick(_ASK["copy"]).format(words), words)
 
-    All teach a young model to look back at words, which everything else rests on.
+
+def copying(split: str, index: int) -> list[Turn]:
+    """Return a list of words to say again: what the first steps of training are made of.
+
+    Looking back at words is what everything else rests on, and it is learnt fast only alone.
     """
+    return [_long_copy(_roll(split, index, 8))]
+
+
+def primer(split: str, index: int) -> list[Turn]:
+    """Return a dialogue for what comes after copying: one object, a list or a record."""
     roll = _roll(split, index, 5)
     ticket = roll.below(16)
-    if ticket < 8:
+    if ticket < 9:
         return _read_through(1, split, index, 5, roll)
-    if ticket < 14:
-        return drill(split, index, 5)
-    words = " ".join(roll.pick(WORDS) for _ in range(4 + roll.below(8)))
-    return [Turn("copy", roll.pick(_ASK["copy"]).format(words), words)]
+    return drill(split, index, 5) if ticket < 13 else [_long_copy(roll)]
 
 
 def dialogue(split: str, index: int) -> list[Turn]:
@@ -170,4 +177,4 @@ def dialogue(split: str, index: int) -> list[Turn]:
         return drill(split, index, 5)
     if ticket < 15:
         return [Turn(*skills(split, 4 * index + step)) for step in range(4)]
-    return [turn(split, index)]
+    return [turn(split, index) if roll.coin() else _long_copy(roll)]

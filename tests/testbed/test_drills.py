@@ -1,0 +1,99 @@
+"""Drills: every answer follows from the text, and different requests ask for the same field."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+
+import pytest
+
+from oculi.testbed import drills
+from oculi.testbed.questions import Question
+from oculi.testbed.vocabulary import Dice
+
+N = 400
+
+
+def said(question: Question) -> str:
+    """The answer in words, also of multiple choice."""
+    if not question.options:
+        return question.answer
+    assert len(set(question.options)) == len(question.options)
+    return question.options["ABCD".index(question.answer)]
+
+
+def test_a_record_is_asked_for_in_many_ways() -> None:
+    requests = defaultdict(set)
+    for index in range(6 * N):
+        text, asked = drills.record(5, Dice(index))
+        answers: dict[str, str] = {}
+        assert len(asked) == 5
+        for question in asked:
+            assert question.answer in text
+            assert answers.setdefault(question.kind, question.answer) == question.answer
+            requests[question.kind].add(question.text)
+        assert set(answers) == {"name", "group", "keywords"}
+    assert {"What is this?", "Name the emoji.", "Describe the image."} <= requests["name"]
+    assert not requests["name"] & (requests["group"] | requests["keywords"])
+    assert all(len(found) > 12 for found in requests.values())
+
+
+def read(question: Question, table: dict[str, int]) -> str:
+    """The right answer, from the words and numbers that the question names."""
+    first = question.text.split("\n")[0]
+    named = [key for key in table if re.search(rf"\b{key}\b", first)]
+    numbers = re.findall(r"\d+", first)
+    by = table.__getitem__
+    rules = {
+        "value": lambda: str(table[named[0]]),
+        "key": lambda: next(key for key in table if str(table[key]) in numbers),
+        "largest": lambda: max(table, key=by),
+        "smallest": lambda: min(table, key=by),
+        "larger": lambda: max(named, key=by),
+        "smaller": lambda: min(named, key=by),
+        "difference": lambda: str(abs(table[named[0]] - table[named[1]])),
+        "total": lambda: str(len(table)),
+    }
+    return rules[question.kind]()
+
+
+def test_a_table_is_read_truly() -> None:
+    for index in range(N):
+        text, asked = drills.table(8, Dice(index))
+        table = {key: int(n) for key, n in re.findall(r"(\w+)(?: |: | = | has )(\d+)", text)}
+        assert len(asked) == 8 and 2 <= len(table) <= 5
+        assert all(said(question) == read(question, table) for question in asked)
+
+
+def test_pairs_are_found_and_counted_truly() -> None:
+    yes = 0
+    members = 0
+    for index in range(N):
+        text, asked = drills.pairs(7, Dice(index))
+        rows = re.split(r", |\n|; ", text)
+        assert asked and all(len(row.split()) == 2 for row in rows)
+        for question in asked:
+            first, answer = question.text.split("\n")[0], said(question)
+            if question.kind == "count":
+                word = next(w for row in rows for w in row.split() if re.search(rf"\b{w}\b", first))
+                assert answer == str(sum(word in row.split() for row in rows))
+            elif question.kind == "member":
+                there = any(re.search(rf"\b{row}\b", first) for row in rows)
+                assert answer == ("yes" if there else "no")
+                yes, members = yes + there, members + 1
+            elif question.kind in ("first", "last"):
+                assert answer == rows[0 if question.kind == "first" else -1]
+            else:
+                about = next(row for row in rows if re.search(rf"\b{row}\b", first))
+                step = 1 if question.kind == "after" else -1
+                assert answer == rows[rows.index(about) + step]
+    assert 0.45 < yes / members < 0.7
+
+
+@pytest.mark.parametrize("make", [drills.record, drills.table, drills.pairs])
+def test_the_text_is_told_once_and_drills_repeat(make) -> None:  # type: ignore[no-untyped-def]
+    text, asked = make(4, Dice(7))
+    talk = drills.told(text, asked, Dice(8))
+    assert text in talk[0][1] and all(text not in prompt for _, prompt, _ in talk[1:])
+    assert [(kind, answer) for kind, _, answer in talk] == [(q.kind, q.answer) for q in asked]
+    assert make(4, Dice(7)) == (text, asked) != make(4, Dice(9))
