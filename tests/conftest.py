@@ -115,17 +115,24 @@ def make_llm_config(vocab_size: int) -> Callable[..., Any]:
 def make_model(make_llm_config: Callable[..., Any], vocab_size: int) -> Callable[..., Any]:
     """A tiny random model in eval mode; its image token lies just outside of the embedding table.
 
-    Keywords beyond the policy and the seed go to the LLM's configuration.
+    ``vision`` is its vision part's configuration, a patch embedding if none is given. Keywords beyond
+    the policy and the seed go to the LLM's configuration.
     """
     from oculi.model import OculiConfig, OculiForConditionalGeneration
 
+    patch_embed = {"kind": "patch_embed", "patch_size": PATCH, "width": 24, "grid": [4, 4]}
+
     def make(
-        family: str = "qwen2", policy: str = "bidirectional", seed: int = 0, **settings: Any
+        family: str = "qwen2",
+        policy: str = "bidirectional",
+        seed: int = 0,
+        vision: dict[str, Any] | None = None,
+        **settings: Any,
     ) -> Any:
         torch.manual_seed(seed)
         config = OculiConfig(
             text_config=make_llm_config(family, **settings),
-            vision_config={"kind": "patch_embed", "patch_size": PATCH, "width": 24, "grid": [4, 4]},
+            vision_config=vision or patch_embed,
             image_token_id=vocab_size,
             image_attention=policy,
         )

@@ -5,21 +5,45 @@ there means that a stage trains something else than before, which is never an ac
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from oculi.hub import resolve
 from oculi.model import OculiConfig, OculiForConditionalGeneration
 from oculi.model.lora import inject_lora
 from oculi.objectives import Distill, LanguageModelling, Objective
 from oculi.objectives.teacher import Teacher
-from oculi.recipe import DistillSpec, ModelSpec, Recipe, Stage
+from oculi.recipe import DistillSpec, ModelSpec, PatchEmbedSpec, Recipe, Stage, TowerSpec
 from oculi.recipes import BUILTIN
 from oculi.training.module import TrainModule, canonical_parameters, learning_rates
 
 GOLDEN = Path(__file__).parent / "golden"
 COMMAND = "# made by: python tests/golden_names.py"
+
+# What the recipes name on the hub, as their config.json say.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "Qwen/Qwen2.5-7B-Instruct": {
+        "model_type": "qwen2", "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944,
+        "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
+        "tie_word_embeddings": False,
+    },
+    "lmsys/vicuna-7b-v1.5": {
+        "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
+        "tie_word_embeddings": False,
+    },
+    "apple/aimv2-huge-patch14-448": {
+        "model_type": "aimv2_vision_model", "hidden_size": 1536, "intermediate_size": 4096,
+        "num_hidden_layers": 24, "num_attention_heads": 12, "image_size": 448, "patch_size": 14,
+    },
+    "openai/clip-vit-large-patch14-336": {
+        "model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096,
+        "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336, "patch_size": 14,
+    },
+}  # fmt: skip
 
 
 def compact(names: Iterable[str]) -> list[str]:
@@ -42,54 +66,54 @@ def _ranges(numbers: Iterable[int]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
 
 
-def paper_model(spec: ModelSpec, lora: bool) -> OculiForConditionalGeneration:
-    """Qwen2.5-7B with AIMv2-huge's patch embedding, on the meta device: shapes and names alone."""
+def config(name: str) -> Any:
+    """Configuration of an LLM or ViT that a recipe names: from the table, else from its folder."""
     from transformers import AutoConfig
 
-    llm = AutoConfig.for_model(
-        "qwen2",
-        vocab_size=152064,
-        hidden_size=3584,
-        intermediate_size=18944,
-        num_hidden_layers=28,
-        num_attention_heads=28,
-        num_key_value_heads=4,
-        tie_word_embeddings=False,
-    )
-    side = spec.images.size // spec.vision.patch_size
-    vision = {"kind": spec.vision.kind, "patch_size": 14, "width": 1536, "grid": [side, side]}
+    known = CONFIGS.get(name)
+    return AutoConfig.for_model(**known) if known else AutoConfig.from_pretrained(resolve(name))
+
+
+def patch_embed(spec: PatchEmbedSpec) -> dict[str, Any]:
+    """As ``training/vision.py`` would make it from the weights."""
+    assert spec.init_from is not None
+    vit = config(spec.init_from)
+    side = vit.image_size // vit.patch_size
+    return {"width": spec.width or vit.hidden_size, "grid": spec.grid or [side, side]}
+
+
+def tower(spec: TowerSpec) -> dict[str, Any]:
+    """As ``training/vision.py`` would make it from the weights."""
+    return {"tower": config(spec.init_from).to_dict(), "layer": spec.layer}
+
+
+VISION: dict[type, Callable[[Any], dict[str, Any]]] = {
+    PatchEmbedSpec: patch_embed,
+    TowerSpec: tower,
+}
+
+
+def model(spec: ModelSpec, lora: bool) -> OculiForConditionalGeneration:
+    """The recipe's model at its size, on the meta device: shapes and names alone."""
+    vision = {"kind": spec.vision.kind, "patch_size": spec.vision.patch_size}
+    vision |= VISION[type(spec.vision)](spec.vision)
     with torch.device("meta"):
-        model = OculiForConditionalGeneration(OculiConfig(llm, vision, image_token_id=151655))
+        built = OculiForConditionalGeneration(OculiConfig(config(spec.llm), vision))
         if lora:
             assert spec.lora is not None
-            inject_lora(model.llm, spec.lora.rank, spec.lora.blocks, spec.lora.targets)
-    return model
+            inject_lora(built.llm, spec.lora.rank, spec.lora.blocks, spec.lora.targets)
+    return built
 
 
-def paper_teacher() -> Teacher:
-    """AIMv2-huge-448 on the meta device."""
-    from transformers import Aimv2VisionConfig, Aimv2VisionModel
+def objectives(stage: Stage, model: OculiForConditionalGeneration) -> list[Objective]:
+    """The objectives of a stage, their teachers on the meta device."""
+    from transformers import AutoModel
 
-    config = Aimv2VisionConfig(
-        hidden_size=1536,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=12,
-        image_size=448,
-        patch_size=14,
-    )
-    with torch.device("meta"):
-        return Teacher(Aimv2VisionModel(config))
-
-
-def objectives(
-    stage: Stage, model: OculiForConditionalGeneration, teacher: Teacher
-) -> list[Objective]:
-    """The objectives of a stage, with ``teacher`` whatever their specs name."""
     built: list[Objective] = []
     with torch.device("meta"):
         for spec in stage.objectives:
             if isinstance(spec, DistillSpec):
+                teacher = Teacher(AutoModel.from_config(config(spec.teacher)))
                 built.append(Distill(spec, teacher, model.width, len(model.blocks)))
             else:
                 built.append(LanguageModelling(spec))
@@ -103,17 +127,9 @@ def has_lora(recipe: Recipe, number: int) -> bool:
 
 
 def stage_module(recipe: Recipe, number: int) -> TrainModule:
-    """What stage ``number`` of a built-in recipe trains: shapes and names, weights as they come."""
-    if recipe.name == "vora":
-        model, teacher = paper_model(recipe.model, has_lora(recipe, number)), paper_teacher()
-    else:
-        from oculi.training.build import add_lora, build_model, build_processor
-
-        model = build_model(recipe.model, build_processor(recipe.model), seed=0)
-        if has_lora(recipe, number):
-            add_lora(model, recipe.model, seed=0)
-        teacher = Teacher.load("testbed:aimv2")
-    return TrainModule(model, objectives(recipe.stages[number], model, teacher))
+    """What stage ``number`` of a recipe trains: shapes and names, no weights."""
+    built = model(recipe.model, has_lora(recipe, number))
+    return TrainModule(built, objectives(recipe.stages[number], built))
 
 
 def trainable(recipe: Recipe, number: int) -> dict[str, torch.nn.Parameter]:

@@ -175,7 +175,7 @@ def recipe_data(tiny: Tiny, **changes: Any) -> dict[str, Any]:
         "summary": "for tests",
         "model": {
             "llm": str(tiny.llm),
-            "vision": {"patch_size": PATCH, "init_from": str(tiny.teacher)},
+            "vision": {"kind": "patch_embed", "patch_size": PATCH, "init_from": str(tiny.teacher)},
             "images": {"mode": "native", "min_patches": 4, "max_patches": 16},
             "lora": {"rank": 4, "blocks": 2},
         },
@@ -184,6 +184,24 @@ def recipe_data(tiny: Tiny, **changes: Any) -> dict[str, Any]:
     for key, value in changes.items():
         put(data, key, value)
     return data
+
+
+def llava_data(tiny: Tiny, tower: Path, **changes: Any) -> dict[str, Any]:
+    """``recipe_data`` with a tower: its connector is trained alone, then with the LLM."""
+    vision = {"kind": "tower", "patch_size": PATCH, "init_from": str(tower)}
+    return recipe_data(
+        tiny,
+        **{
+            "model.vision": vision,
+            "model.image_attention": "causal",
+            "model.lora": None,
+            "stages.0.objectives": [{"kind": "lm"}],
+            "stages.0.trainable": {"vision.connector.*": None},
+            "stages.0.merge_lora": False,
+            "stages.1.trainable": {"vision.connector.*": None, "llm.*": None},
+            **changes,
+        },
+    )
 
 
 def put(data: Any, key: str, value: Any) -> None:

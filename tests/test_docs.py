@@ -27,16 +27,22 @@ SHORT = [
     "stages.1.workers=0",
     "stages.0.checkpoint_every=2",
 ]
-SMALL_VORA = [
-    *["model.images.size=84", "model.lora.rank=4", "model.lora.blocks=5", "model.dtype=float32"],
+SMALL_PAPER = [
+    *["model.images.size=84", "model.dtype=float32"],
     *["stages.0.length=640", "stages.1.length=640"],
     *["stages.0.pack_length=640", "stages.1.pack_length=640"],
 ]
+SMALL = {  # of recipes at the size of a paper
+    "vora": [*SMALL_PAPER, "model.lora.rank=4", "model.lora.blocks=5"],
+    "llava": SMALL_PAPER,
+    "llava_aimv2": SMALL_PAPER,
+}
 # Of the same kind, but here: a hub id, the user's own folders and files, numbers of a full run.
 STANDS_FOR = {
     "Qwen/Qwen2.5-7B-Instruct": "testbed:llm",
+    "lmsys/vicuna-7b-v1.5": "testbed:llm",
     "DIR": "testbed:aimv2",
-    "runs/mine/checkpoints/step-0001000": "runs/mine/checkpoints/step-0000003",
+    "runs/mine/checkpoints/step-0000600": "runs/mine/checkpoints/step-0000003",
     "FILE...": "train.json",
 }
 SKIPPED = (
@@ -50,8 +56,9 @@ SKIPPED = (
 def commands(page: Path) -> list[list[str]]:
     """The ``oculi`` and ``make`` lines of a page's fenced blocks, comments taken off."""
     found = []
-    for block in re.findall(r"```(?:sh|bash)?\n(.*?)```", page.read_text(), re.DOTALL):
-        for line in block.splitlines():
+    # Blocks of any language are matched, or the end of one would be taken for the begin of a next.
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.M | re.S):
+        for line in block.splitlines() if language in ("", "sh", "bash") else ():
             words = shlex.split(line, comments=True)
             if words and words[0] in ("oculi", "make", "pip", "git"):
                 found.append(words)
@@ -63,8 +70,7 @@ def runnable(words: list[str]) -> list[str]:
     words = [STANDS_FOR.get(word, word) for word in words[1:]]
     if words[0] == "train":
         words += SHORT
-        if words[1] == "vora":
-            words += SMALL_VORA
+        words += SMALL.get(words[1], [])
         if "--data" not in words:
             words += ["evals=[]"]
     if words[0] == "eval":

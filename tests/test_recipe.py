@@ -21,6 +21,7 @@ from oculi.recipe import (
     LmSpec,
     PlayroomSource,
     Recipe,
+    TowerSpec,
     load,
     override,
     validate,
@@ -49,7 +50,7 @@ def data() -> dict[str, Any]:
         "summary": "y",
         "model": {
             "llm": "llm",
-            "vision": {"patch_size": PATCH, "width": 8, "grid": [2, 2]},
+            "vision": {"kind": "patch_embed", "patch_size": PATCH, "width": 8, "grid": [2, 2]},
             "images": {},
             "lora": {"rank": 2, "blocks": 1},
         },
@@ -137,7 +138,7 @@ WRONG = [
     ("stages.0.trainable", {}),
     ("stages.0.trainable", {"llm.*": "fast"}),
     ("stages.0.trainable", {"llm.*": -1e-3}),
-    ("stages.0.data.1.level", 3),
+    ("stages.0.data.1.level", 6),
     ("stages.0.data.1.split", "pair"),
     ("stages.0.data.1.size", [84, 0]),
     ("stages.0.objectives.1.mode", "blocks"),
@@ -183,7 +184,42 @@ def test_a_rate_that_is_not_finite_is_refused() -> None:
 def test_an_unknown_kind_lists_the_known() -> None:
     message = problem({"stages.0.objectives.1.kind": "distil"})
     assert "stages.0.objectives.1" in message and "'lm', 'distill'" in message
-    assert "kind" in problem({"stages.0.data.0": {"path": "a.json"}})
+    assert "'patch_embed', 'tower'" in problem({"model.vision": {"kind": "towr", "init_from": "v"}})
+
+
+def test_a_missing_kind_lists_the_known() -> None:
+    said = {
+        "model.vision": "patch_embed, tower",
+        "stages.0.data.0": "file, playroom",
+        "stages.0.objectives.1": "lm, distill",
+    }
+    for key, kinds in said.items():
+        message = problem({key: {"path": "a.json"}})
+        assert message == f"{key}: kind is missing; it is one of {kinds}"
+
+
+def test_keys_of_a_tower() -> None:
+    """An unknown one is named with the nearest of its kind, not of the other."""
+    tower = {"kind": "tower", "init_from": "vit"}
+    unknown = 'unknown key "model.vision.'
+    assert (
+        problem({"model.vision": {**tower, "lyer": 1}}) == unknown + 'lyer"; did you mean "layer"?'
+    )
+    assert problem({"model.vision": {**tower, "grid": [4, 4]}}) == unknown + 'grid"'
+    assert problem({"model.vision": {"kind": "tower"}}) == "model.vision.init_from: Field required"
+    for layer in (1.5, True, "last", None):
+        assert problem({"model.vision": {**tower, "layer": layer}}).startswith("model.vision.layer")
+
+
+def test_overrides_of_a_tower() -> None:
+    recipe = override(BUILTIN["llava"](), ["model.vision.layer=-1", "model.vision.init_from=a/b"])
+    assert recipe.model.vision == TowerSpec(init_from="a/b", layer=-1)
+    with pytest.raises(RecipeError, match=r'"model\.vision\.lyer"; did you mean "layer"'):
+        override(recipe, ["model.vision.lyer=-1"])
+    with pytest.raises(RecipeError, match=r'"model\.vision\.layer"; known here: grid'):
+        override(BUILTIN["vora"](), ["model.vision.layer=-1"])
+    swapped = override(BUILTIN["vora"](), ["model.vision={kind: tower, init_from: a/b}"])
+    assert swapped.model.vision == TowerSpec(init_from="a/b")
 
 
 def test_rules_between_fields() -> None:
@@ -193,7 +229,7 @@ def test_rules_between_fields() -> None:
     assert "merges LoRA, but the model has none" in problem({"model.lora": None})
     assert "two stages have one name" in problem({"stages.1.name": "pretrain", "seed": 0})
     assert "occurs twice" in problem({"stages.0.objectives": [{"kind": "lm"}, {"kind": "lm"}]})
-    assert "init_from" in problem({"model.vision": {"patch_size": 4}})
+    assert "init_from" in problem({"model.vision": {"kind": "patch_embed", "patch_size": 4}})
     assert "max_patches" in problem({"model.images": {"min_patches": 9, "max_patches": 8}})
     assert "multiple" in problem({"model.images": {"mode": "square", "size": 450}})
 
@@ -328,6 +364,77 @@ def test_a_start_that_is_not_the_teacher_stays() -> None:
     assert apply_flags(recipe, teacher="T").model.vision.init_from == "elsewhere"
 
 
+@pytest.mark.parametrize("name", ["llava", "llava_aimv2", "llava_tiny"])
+def test_flags_replace_the_tower(name: str) -> None:
+    """Without a distillation the ViT is what the model sees with."""
+    recipe = BUILTIN[name]()
+    changed = apply_flags(recipe, llm="L", teacher="T")
+    assert (changed.model.llm, changed.model.vision.init_from) == ("L", "T")
+    same = {"model": recipe.model}
+    assert changed.model_copy(update=same) == recipe
+    update = {"init_from": "T"}
+    assert changed.model.vision == recipe.model.vision.model_copy(update=update)
+
+
+def test_a_tower_beside_another_teacher_stays() -> None:
+    distill = {"kind": "distill", "teacher": "vit"}
+    tower = {"kind": "tower", "init_from": "eyes"}
+    changes = {"model.vision": tower, "stages.0.objectives": [distill]}
+    for start, wanted in (("eyes", "eyes"), ("vit", "T")):
+        base = data()
+        for key, value in {**changes, "model.vision": {**tower, "init_from": start}}.items():
+            put(base, key, value)
+        changed = apply_flags(validate(base, "here"), teacher="T")
+        assert changed.model.vision.init_from == wanted
+        assert {o.teacher for s in changed.stages for o in s.objectives if o.kind == "distill"} == {
+            "T"
+        }
+
+
+def test_a_teacher_that_nothing_uses_is_refused() -> None:
+    base = data()
+    for number in (0, 1):
+        put(base, f"stages.{number}.objectives", [{"kind": "lm"}])
+    with pytest.raises(RecipeError, match="--teacher: x distils from no ViT") as caught:
+        apply_flags(validate(base, "here"), teacher="T")
+    assert "\n" not in str(caught.value)
+    put(base, "model.vision.init_from", "old")
+    assert apply_flags(validate(base, "here"), teacher="T").model.vision.init_from == "T"
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "kept"),
+    [("llava", 336, ("vicuna-7b-v1.5", "clip-vit-large-patch14-336")),
+     ("llava_aimv2", 448, ("Qwen2.5-7B-Instruct", "aimv2-huge-patch14-448"))],
+)  # fmt: skip
+def test_defaults_are_those_of_llava(name: str, size: int, kept: tuple[str, str]) -> None:
+    """LLaVA-1.5, section 3.3 and table 9; the LLM and the ViT of VoRA's table 3 beside it."""
+    recipe = BUILTIN[name]()
+    model, (pretrain, finetune) = recipe.model, recipe.stages
+    assert model.vision.kind == "tower" and model.vision.layer == -2
+    assert (model.llm.split("/")[1], model.vision.init_from.split("/")[1]) == kept
+    assert (model.images.mode, model.images.size) == ("square", size)
+    assert (model.image_attention, model.lora) == ("causal", None)
+    assert [(s.batch, s.lr, s.schedule, s.weight_decay) for s in (pretrain, finetune)] == [
+        (256, 1e-3, "cosine", 0), (128, 2e-5, "cosine", 0)
+    ]  # fmt: skip
+    for stage, samples in ((pretrain, 558_000), (finetune, 665_000)):
+        assert stage.steps == samples // stage.batch
+        assert stage.warmup_steps == round(0.03 * stage.steps)
+        assert stage.objectives == (LmSpec(),) and stage.length == 2048
+
+
+def test_llava_tiny_stands_beside_vora_tiny() -> None:
+    """The same LLM, ViT, pictures, samples, order and steps: only the way in differs."""
+    ours, beside = BUILTIN["llava_tiny"](), BUILTIN["vora_tiny"]()
+    assert ours.model.vision.init_from == beside.model.vision.init_from
+    assert (ours.seed, ours.evals, ours.model.llm) == (beside.seed, beside.evals, beside.model.llm)
+    assert ours.model.images == beside.model.images
+    differ = {"objectives", "trainable", "merge_lora"}
+    for one, other in zip(ours.stages, beside.stages, strict=True):
+        assert one.model_dump(exclude=differ) == other.model_dump(exclude=differ)
+
+
 def test_defaults_are_the_papers() -> None:
     """Section 5.1 of VoRA: a change of a default must not change the method."""
     recipe = BUILTIN["vora"]()
@@ -359,6 +466,14 @@ def test_the_papers_parameter_counts() -> None:
     assert count["vision."] - count["vision.position"] == 6_411_264
     assert count["vision.position"] == 32 * 32 * 1536
     assert count["objectives."] == 24 * (3584 + 3584 * 1536)
+
+
+@pytest.mark.parametrize(("name", "count"), [("llava", 20_979_712), ("llava_aimv2", 18_357_248)])
+def test_parameters_of_llavas_first_stage(name: str, count: int) -> None:
+    """Two linear layers: 1024 or 1536 to the LLM's width, and that to itself."""
+    found = trainable(BUILTIN[name](), 0)
+    assert sum(parameter.numel() for parameter in found.values()) == count
+    assert all(parameter.is_meta for parameter in found.values())
 
 
 def test_compact_names() -> None:

@@ -55,7 +55,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="go on where the run stopped")] = False,
     llm: Annotated[str | None, typer.Option(help="folder or id of the LLM")] = None,
     teacher: Annotated[
-        str | None, typer.Option(help="folder or id of the ViT to distil from")
+        str | None, typer.Option(help="folder or id of the ViT, to distil from or to see with")
     ] = None,
     data: Annotated[
         list[Path] | None, typer.Option(help="data file for every stage; repeatable")
@@ -94,15 +94,16 @@ def recipes(
 @data_app.command(epilog="Example: oculi data check train.json")
 @one_line_errors
 def check(
-    files: Annotated[list[Path], typer.Argument(help="data files")],
+    files: Annotated[list[Path], typer.Argument(help="data files, patterns or folders")],
     image_root: Annotated[Path | None, typer.Option(help="where image paths start")] = None,
+    format: Annotated[str | None, typer.Option(help="of the rows, if not as recognised")] = None,
     decode: Annotated[bool, typer.Option(help="read every picture")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """List every bad row with id, line and reason; exits 1 when there is one."""
+    """Name the format and list every bad row with id, line and reason; exits 1 when there is one."""
     from oculi.data.check import check as run
 
-    report = run(files, image_root, decode=decode, on_progress=_progress("checking"))
+    report = run(files, image_root, decode, _progress("checking"), form=format)
     print(json.dumps(report.to_json(), indent=1) if as_json else "\n".join(report.lines()))
     raise typer.Exit(0 if report.ok else 1)
 
@@ -127,8 +128,10 @@ def build(
 @one_line_errors
 def sample(
     out: Annotated[Path, typer.Option(help="PNG file; questions go into a text file beside it")],
-    level: Annotated[int, typer.Option(help="1 or 2")] = 1,
-    split: Annotated[str, typer.Option(help="train, test or pairs")] = "test",
+    level: Annotated[int, typer.Option(help="1 to 5")] = 1,
+    split: Annotated[
+        str, typer.Option(help="train or test; levels 1, 2 and 5 also have pairs")
+    ] = "test",
     n: Annotated[int, typer.Option(help="number of pictures")] = 32,
 ) -> None:
     """Draw Playroom pictures with their questions, to look at."""
@@ -163,7 +166,7 @@ def merge(
 @one_line_errors
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="a run or an exported folder")],
-    task: Annotated[str, typer.Option(help="playroom:1, playroom:2, ...:pairs, or a data file")],
+    task: Annotated[str, typer.Option(help="playroom:1 to playroom:5, ...:pairs, or a data file")],
     blind: Annotated[bool, typer.Option("--blind", help="ask without the images")] = False,
     above_blind: Annotated[
         bool, typer.Option("--above-blind", help="ask both ways; exit 1 unless clearly above blind")

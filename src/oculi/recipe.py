@@ -41,9 +41,10 @@ Count = Annotated[Int, Field(ge=1)]
 Rate = Annotated[Float, Field(ge=0)]
 Share = Annotated[Float, Field(ge=0, le=1)]
 Decay = Annotated[Float, Field(ge=0, lt=1)]
+Weight = Annotated[Float, Field(gt=0)]
 
 
-class VisionSpec(Strict):
+class PatchEmbedSpec(Strict):
     """The patch embedding (VoRA, section 3.1)."""
 
     kind: Literal["patch_embed"] = "patch_embed"
@@ -57,10 +58,25 @@ class VisionSpec(Strict):
     )
 
     @model_validator(mode="after")
-    def _has_a_size(self) -> VisionSpec:
+    def _has_a_size(self) -> PatchEmbedSpec:
         if self.init_from is None and (self.width is None or self.grid is None):
             raise ValueError("set width and grid, or init_from")
         return self
+
+
+class TowerSpec(Strict):
+    """A pre-trained vision tower with a two-layer MLP behind it (LLaVA-1.5, section 3.3)."""
+
+    kind: Literal["tower"] = "tower"
+    patch_size: Count = Field(14, description="side of a patch in pixels, one token each")
+    init_from: str = Field(description="the ViT: AIMv2, CLIP or SigLIP 2")
+    layer: Int = Field(
+        -2,
+        description="which state is read: 0 the embedding, i block i - 1's output, or from the end",
+    )
+
+
+VisionSpec = Annotated[PatchEmbedSpec | TowerSpec, Field(discriminator="kind")]
 
 
 class ImageSpec(Strict):
@@ -112,23 +128,32 @@ class ModelSpec(Strict):
 
 
 class FileSource(Strict):
-    """A data file; see docs/data.md for the formats."""
+    """Data files; see docs/data.md for the formats."""
 
     kind: Literal["file"] = "file"
-    path: str
+    path: str = Field(description="a file, a pattern such as data/*.parquet, or a folder")
     image_root: str | None = Field(
         None, description="where image paths start; None: the file's folder"
+    )
+    format: str | None = Field(None, description="of the rows; None: recognised by their keys")
+    weight: Weight = Field(1.0, description="how often a row is drawn, against one of weight 1")
+    limit: Count | None = Field(None, description="only the first so many good rows")
+    tag: str | None = Field(
+        None, description="only rows whose stage or stages holds it, and rows without any"
     )
 
 
 class PlayroomSource(Strict):
-    """Samples drawn by the program; see docs/testbed.md."""
+    """Samples drawn by the program; see docs/testbed.md. Without a size it is the level's own."""
 
     kind: Literal["playroom"] = "playroom"
-    level: Int = Field(ge=1, le=2)
+    level: Int = Field(ge=1, le=5)
     samples: Count
     split: Literal["train", "test", "pairs"] = "train"
-    size: tuple[Count, Count] = (84, 84)
+    size: tuple[Count, Count] | None = None
+    weight: Weight = Field(1.0, description="as of a file")
+    limit: Count | None = Field(None, description="as of a file")
+    tag: str | None = Field(None, description="as of a file; drawn samples have none")
 
 
 SourceSpec = Annotated[FileSource | PlayroomSource, Field(discriminator="kind")]
@@ -228,6 +253,14 @@ class Recipe(Strict):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
 
 
+# Parts of a recipe that may be of several kinds, by their key.
+_KINDS: dict[str, dict[str, type[Strict]]] = {
+    "vision": {"patch_embed": PatchEmbedSpec, "tower": TowerSpec},
+    "objectives": {"lm": LmSpec, "distill": DistillSpec},
+    "data": {"file": FileSource, "playroom": PlayroomSource},
+}
+
+
 def validate(data: dict[str, Any], where: str) -> Recipe:
     """A recipe from plain data.
 
@@ -319,6 +352,9 @@ def first_problem(error: ValidationError, data: dict[str, Any]) -> str:
         except (KeyError, IndexError, TypeError):
             node = None
     where = ".".join(str(part) for part in parts)
+    if problem["type"] == "union_tag_not_found":
+        union = next(str(part) for part in reversed(parts) if part in _KINDS)
+        return f"{where}: kind is missing; it is one of {', '.join(_KINDS[union])}"
     if problem["type"] == "extra_forbidden":
         return f'unknown key "{where}"{nearest(str(parts[-1]), _known_keys(parts[:-1], data))}'
     message = problem["msg"].removeprefix("Value error, ")
@@ -329,21 +365,17 @@ def _known_keys(parts: list[Any], data: dict[str, Any]) -> list[str]:
     """Keys the part of a recipe at ``parts`` may have, from the models themselves."""
     model: Any = Recipe
     steps = {
-        "model": ModelSpec, "vision": VisionSpec, "images": ImageSpec, "lora": LoraSpec,
-        "stages": Stage, "evals": EvalSpec,
+        "model": ModelSpec, "images": ImageSpec, "lora": LoraSpec, "stages": Stage,
+        "evals": EvalSpec,
     }  # fmt: skip
-    unions: dict[str, dict[str, type[Strict]]] = {
-        "objectives": {"lm": LmSpec, "distill": DistillSpec},
-        "data": {"file": FileSource, "playroom": PlayroomSource},
-    }
     node: Any = data
     chosen: dict[str, type[Strict]] = {}
     for part in parts:
         node = node[part]
-        if part in unions:
-            chosen = unions[part]
-        elif isinstance(part, int) and chosen:
-            model = chosen.get(node.get("kind"), Strict)
+        if part in _KINDS:
+            chosen = _KINDS[part]
         elif part in steps:
             model, chosen = steps[part], {}
+        if chosen and isinstance(node, dict):
+            model = chosen.get(str(node.get("kind")), Strict)
     return list(model.model_fields)

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from oculi.cli import app
 from oculi.data.check import check
 
 SHARED = Path(
@@ -101,7 +103,7 @@ def test_the_report_prints_and_dumps(folder: Path) -> None:
     lines = list(report.lines())
     assert lines[0] == f'{path}:1: row "bad\\x1b[2J": image "none.png" does not exist'
     assert lines[1:4] == [
-        f"{path}: llava",
+        f"{path}: llava (JSON)",
         "rows 2: 1 good, 1 bad",
         "good rows: 1 with images, 0 without; 1 images, 2 turns",
     ]
@@ -136,7 +138,7 @@ def test_progress_counts_bytes_over_all_files(folder: Path) -> None:
     two.write_text(json.dumps(row("c")))
     seen: list[tuple[int, int]] = []
     report = check([one, two], on_progress=lambda done, total: seen.append((done, total)))
-    assert report.ok and next(report.lines()) == f"{one}: llava"
+    assert report.ok and next(report.lines()) == f"{one}: llava (JSON)"
     total = one.stat().st_size + two.stat().st_size
     assert [each[1] for each in seen] == [total] * 3
     assert [each[0] for each in seen] == sorted(each[0] for each in seen)
@@ -149,6 +151,30 @@ def test_another_image_root(folder: Path) -> None:
     path.write_text(json.dumps([row("a")]))
     assert not check([path]).ok
     assert check([path], image_root=folder).ok
+
+
+def command(*words: object) -> Any:
+    return CliRunner().invoke(app, ["data", "check", *map(str, words)])
+
+
+def test_the_command_takes_patterns_folders_and_a_format(folder: Path) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        (folder / name).write_text(json.dumps(row(name)))
+    done = command(folder / "*.jsonl")
+    assert done.exit_code == 0
+    assert f"{folder / 'a.jsonl'}: llava (JSON)\n{folder / 'b.jsonl'}: llava (JSON)" in done.stdout
+    plain = {"image": "good.png", "conversations": said(("human", "what?"), ("gpt", "x"))}
+    (folder / "a.jsonl").write_text(json.dumps(plain))
+    assert command(folder / "a.jsonl").exit_code == 1
+    done = command(folder / "a.jsonl", "--format", "vora")
+    assert (done.exit_code, ": vora (JSON)" in done.stdout) == (0, True)
+    done = command(folder / "a.jsonl", "--format", "vroa", "--json")
+    assert done.exit_code == 2
+    assert done.stderr.startswith('oculi: unknown format "vroa"; known: ')
+    assert done.stderr.endswith('; did you mean "vora"?\n')
+    done = command(folder / "none*.jsonl", "--json")
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)["bad_rows"][0]["reason"] == "no file matches"
 
 
 @pytest.mark.parametrize(("name", "count"), [("emoji/train.json", 1444)])

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oculi.data import jsonrows
-from oculi.data.formats import BadRow, FileScan, FileSource, Form, RowRef, scan
+from oculi.data.formats import BadRow, FileScan, FileSource, RowRef, scan
 from oculi.data.sample import Sample
 from oculi.errors import DataError
 
@@ -216,10 +216,10 @@ def test_a_file_of_no_known_format_is_an_error(tmp_path: Path, data: bytes, want
         assert '"conversations"' in str(caught.value) and '"messages"' in str(caught.value)
 
 
-def test_a_missing_file_and_a_folder_are_errors(tmp_path: Path) -> None:
+def test_a_missing_file_and_an_empty_folder_are_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="No such file"):
         FileSource(tmp_path / "none.json")
-    with pytest.raises(DataError, match="Is a directory"):
+    with pytest.raises(DataError, match="the file has no rows"):
         list(scan(tmp_path))
 
 
@@ -364,7 +364,7 @@ def test_damaged_files_give_samples_or_data_errors(
     ("name", "form", "count"),
     [("emoji/train.json", "llava", 1444), ("groceries/train.jsonl", "messages", 2640)],
 )
-def test_real_files_read_whole(name: str, form: Form, count: int) -> None:
+def test_real_files_read_whole(name: str, form: str, count: int) -> None:
     path = SHARED / "data" / name
     if not path.is_file():
         pytest.skip(f"the development data is not here: {path}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import pickle
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
 
 from oculi.data import images
-from oculi.data.images import ImageError, image_ref, image_size, load_image
+from oculi.data.images import ImageError, image_ref, image_size, load_image, picture
 from oculi.data.sample import ImageRef
 
 WHITE = (255, 255, 255)
@@ -293,6 +294,39 @@ def test_a_reference_is_a_path_or_bytes() -> None:
     for wrong in ({}, {"path": Path("a"), "data": b"b"}):
         with pytest.raises(ValueError, match="exactly one"):
             ImageRef(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_picture_from_a_name_a_data_url_or_bytes(root: Path) -> None:
+    data = (root / "in.png").read_bytes()
+    url = "DATA:image/png;base64," + base64.b64encode(data).decode()
+    for value in ("in.png", url, data, ImageRef(data=data)):
+        assert picture(value, root).size() == picture(value, root).load().size == (3, 2)
+    with pytest.raises(ImageError, match=r'image "data:image/png;base64,..." is not a picture'):
+        picture("data:image/png;base64,AAAA", root).load()
+    with pytest.raises(ImageError, match=r'image "b.png" is empty \(0 bytes\)'):
+        picture(b"", root, "b.png").size()
+
+
+def test_a_picture_inside_a_larger_file(root: Path) -> None:
+    data = (root / "in.png").read_bytes()
+    with (root / "all").open("wb") as file:
+        file.truncate(images.MAX_BYTES)
+        file.seek(images.MAX_BYTES)
+        file.write(data)
+    whole = ImageRef(path=root / "all", span=(images.MAX_BYTES, len(data)), name="x.png")
+    assert whole.size() == whole.load().size == (3, 2)
+    for span, wanted in (
+        ((images.MAX_BYTES, len(data) - 30), images.DAMAGED),
+        ((images.MAX_BYTES, 0), images.EMPTY),
+        ((0, images.MAX_BYTES + 1), images.TOO_LONG),
+        ((0, 50), images.UNKNOWN),
+    ):
+        ref = ImageRef(path=root / "all", span=span, name="x.png")
+        assert reason(ref) == wanted
+        with pytest.raises(ImageError, match=r'image "x.png" '):
+            ref.load()
+    with pytest.raises(ValueError, match="a span only of a file"):
+        ImageRef(data=b"x", span=(0, 1))
 
 
 SEEDS = [encode(upright(), format).data or b"" for format in images.FORMATS]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from oculi.data.rows import Form, parse_row
+from oculi.data.rows import parse_row
 from oculi.data.sample import ImageSlot, Sample
 from oculi.errors import DataError
 
@@ -25,12 +25,12 @@ def chat(content: object, images: object = ("a.png",), **extra: object) -> Row:
     return {"images": images, "messages": turns, **extra}
 
 
-def parse(row: object, form: Form = "llava") -> Sample:
+def parse(row: object, form: str = "llava") -> Sample:
     raw = row if isinstance(row, bytes) else json.dumps(row).encode()
     return parse_row(raw, Path("d/rows.jsonl"), 3, Path("d"), form)
 
 
-def reason(row: object, form: Form = "llava") -> str:
+def reason(row: object, form: str = "llava") -> str:
     with pytest.raises(DataError) as caught:
         parse(row, form)
     assert str(caught.value).startswith("d/rows.jsonl:3: ")
@@ -133,13 +133,16 @@ def turns(*pairs: tuple[object, object]) -> Row:
         ({"id": "a", "conversations": "hi"}, '"conversations" is a string; it must be a list'),
         ({"id": "a", "conversations": [3]}, "turn 1 is a number; it must be an object"),
         ({"id": "a", "conversations": [{"from": "human"}]}, 'turn 1 has no "value"'),
-        ({"id": "a", "text": "b"}, 'unknown format: the keys are "id", "text"; a LLaVA row has'),
+        (
+            {"id": "a", "text": "b"},
+            'unknown format: the keys are "id", "text"; known: vora, sharegpt, ',
+        ),
         ({}, "unknown format: the keys are none"),
-        (chat("hi", id="a"), 'has "messages" where the rows before have "conversations"'),
+        (chat("hi", id="a"), "this is a row of the format messages, not llava"),
         (llava(id=True), '"id" is a boolean; it must be a string or a whole number'),
         (llava(id=[1]), '"id" is a list'),
         (llava(image=3), '"image" is a number; it must be a file name or a list of them'),
-        (llava(image=["a.png", {}]), '"image"[1] is an object; it must be a string'),
+        (llava(image=["a.png", {}]), '"image"[1] has neither bytes nor a path'),
         ({**llava(), "images": ["b.png"]}, 'has both "image" and "images"'),
         (llava(image="../a.png"), 'image "../a.png" lies outside the image root'),
         (llava(image="http://x/a.png"), "is a URL; download it"),
@@ -171,7 +174,7 @@ def test_what_is_wrong_with_a_row_is_said(row: object, wanted: str) -> None:
         (["hi"], '"content" of turn 1, part 1 is a string; it must be an object'),
         ([{"type": "video"}], 'part 1 has the type "video"; known: "text", "image"'),
         ([{"type": "text"}], 'part 1: "text" is null; it must be a string'),
-        ([{"type": "image", "url": "x"}], 'has "url"; name the files in the row\'s "images"'),
+        ([{"type": "image", "uri": "x"}], 'has "uri"; name the files in the row\'s "images"'),
         ([{"type": "image", "index": 1}], 'asks for image "1"; image 0 comes next'),
         ([{"type": "image"}, {"type": "image"}], "2 placeholders for 1 image"),
     ],

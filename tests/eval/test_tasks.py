@@ -64,7 +64,7 @@ def test_playroom_asks_nothing_that_was_trained_on() -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("playroom:3", 'did you mean "playroom:'),
+        ("playroom:6", 'did you mean "playroom:'),
         ("playroom", "there are playroom:1"),
         ("playroom:1:pair", 'did you mean "playroom:1:pairs"?'),
         ("playrom:1", 'neither a task nor a file; did you mean "playroom:1"?'),

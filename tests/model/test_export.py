@@ -12,16 +12,27 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
+from helpers import PATCH, make_tower
+from oculi.export.hf import export
 from oculi.model import OculiForConditionalGeneration, OculiProcessor
 from oculi.model.lora import inject_lora, lora_layers, merge_lora
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
-# Family, mask policy and settings of its LLM: between them, what an exported folder has to keep.
-KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "qwen2": ("bidirectional", {}),
-    "llama": ("mutual", {"tie_word_embeddings": True}),
-    "olmo2": ("causal", {}),
+
+def tower(family: str) -> dict[str, Any]:
+    """Configuration of a vision part with a tower."""
+    config = make_tower(family).config.to_dict()
+    return {"kind": "tower", "tower": config, "patch_size": PATCH, "layer": -2}
+
+
+# LLM, mask policy and settings of the model: between them, what an exported folder has to keep.
+KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "qwen2": ("qwen2", "bidirectional", {}),
+    "llama": ("llama", "mutual", {"tie_word_embeddings": True}),
+    "olmo2": ("olmo2", "causal", {}),
+    "clip": ("qwen2", "causal", {"vision": tower("clip")}),
+    "siglip2": ("llama", "bidirectional", {"vision": tower("siglip2")}),
 }
 CODE = {
     "chat_oculi.py",
@@ -31,6 +42,7 @@ CODE = {
     "modeling_oculi.py",
     "patch_embed_oculi.py",
     "processing_oculi.py",
+    "tower_oculi.py",
 }
 
 # Runs where oculi cannot be imported; writes, per folder, what the Auto classes made of it.
@@ -75,21 +87,20 @@ with open("results.json", "w") as file:
 def exported(
     make_model: Any, make_processor: Any, make_picture: Any, tmp_path_factory: Any
 ) -> dict[str, tuple[Path, Any, Any, Any]]:
-    """Per family: the folder, the model and processor that were saved, and a chat with an image."""
+    """Per kind: the folder, the model and processor that were saved, and a chat with an image."""
     folder = tmp_path_factory.mktemp("export")
     found = {}
-    for family, (policy, settings) in KINDS.items():
+    for kind, (family, policy, settings) in KINDS.items():
         model, processor = make_model(family, policy, **settings), make_processor()
         inject_lora(model.llm, rank=2, blocks=2, targets=("q_proj", "up_proj"))
         for _, layer in lora_layers(model.llm):
             torch.nn.init.normal_(layer.lora_B["default"].weight)
         merge_lora(model.llm)
-        model.save_pretrained(folder / family)
-        processor.save_pretrained(folder / family)
-        path = folder / f"{family}.png"
+        export(model, processor, folder / kind, kind, "for tests")
+        path = folder / f"{kind}.png"
         make_picture(9, 13, seed=3).save(path)
         parts = [{"type": "image", "url": str(path)}, {"type": "text", "text": "<|im_end|> red?"}]
-        found[family] = (folder / family, model, processor, [{"role": "user", "content": parts}])
+        found[kind] = (folder / kind, model, processor, [{"role": "user", "content": parts}])
     return found
 
 
@@ -126,9 +137,9 @@ def fresh(exported: Any, tmp_path_factory: Any) -> dict[str, Any]:
     return results
 
 
-@pytest.mark.parametrize("family", KINDS)
-def test_transformers_alone_generates_the_same(exported: Any, fresh: Any, family: str) -> None:
-    folder, model, processor, chat = exported[family]
+@pytest.mark.parametrize("kind", KINDS)
+def test_transformers_alone_generates_the_same(exported: Any, fresh: Any, kind: str) -> None:
+    folder, model, processor, chat = exported[kind]
     result = fresh[str(folder)]
     expected = generated(model, processor, chat)
     prompt = processor.apply_chat_template(chat, tokenize=True, add_generation_prompt=True).shape[1]
@@ -142,22 +153,22 @@ def test_transformers_alone_generates_the_same(exported: Any, fresh: Any, family
     assert result["tokenizer"] == len(processor.tokenizer)
 
 
-@pytest.mark.parametrize("family", KINDS)
-def test_the_folder_has_all_code_and_all_settings(exported: Any, fresh: Any, family: str) -> None:
-    folder = exported[family][0]
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_folder_has_all_code_and_all_settings(exported: Any, fresh: Any, kind: str) -> None:
+    folder = exported[kind][0]
     for each in (folder, Path(f"{folder}-again")):
         assert {path.name for path in each.glob("*.py")} == CODE
         assert (each / "chat_template.jinja").exists() and (each / "tokenizer.json").exists()
         config = json.loads((each / "config.json").read_text())
-        assert config["image_attention"] == KINDS[family][0]
+        assert config["image_attention"] == KINDS[kind][1]
         assert config["auto_map"]["AutoModelForImageTextToText"].startswith("modeling_oculi.")
         auto_map = json.loads((each / "processor_config.json").read_text())["auto_map"]
         assert auto_map["AutoProcessor"] == "processing_oculi.OculiProcessor"
 
 
-@pytest.mark.parametrize("family", KINDS)
-def test_with_oculi_imported_no_trust_is_needed(exported: Any, family: str) -> None:
-    folder, model, processor, chat = exported[family]
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_oculi_imported_no_trust_is_needed(exported: Any, kind: str) -> None:
+    folder, model, processor, chat = exported[kind]
     expected = generated(model, processor, chat)
     again = AutoModelForImageTextToText.from_pretrained(folder)
     loaded = AutoProcessor.from_pretrained(folder)
@@ -169,9 +180,9 @@ def test_with_oculi_imported_no_trust_is_needed(exported: Any, family: str) -> N
     assert found.tolist() == expected
 
 
-@pytest.mark.parametrize("family", KINDS)
-def test_weights_come_back_bit_for_bit(exported: Any, family: str) -> None:
-    folder, model, _, _ = exported[family]
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_come_back_bit_for_bit(exported: Any, kind: str) -> None:
+    folder, model, _, _ = exported[kind]
     again, report = OculiForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
     assert not any(report.values()), report
     expected, found = model.state_dict(), again.state_dict()

@@ -9,66 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from helpers import PATCH, Drawn, make_tower, save_teacher
+from helpers import PATCH, make_tower, save_teacher
 from oculi.errors import CheckpointError
-from oculi.model import OculiImageProcessor
 from oculi.model.patch_embed_oculi import CLIP_MEAN, CLIP_STD, PatchEmbed, unpatchify
 from oculi.objectives.teacher import Teacher, load_patch_embedding
-
-FAMILIES = ("aimv2", "clip", "siglip2")
-HALF = (0.5, 0.5, 0.5)
+from towers import HALF, TOWERS, cut, own_states, pixels
 
 
-def cut(*sizes: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Patches and grids of noise pictures of width x height pixels."""
-    processor = OculiImageProcessor(patch_size=PATCH, min_patches=1, max_patches=64)
-    pictures = [Drawn(*size, seed=i).load() for i, size in enumerate(sizes)]
-    batch = processor(pictures, return_tensors="pt")
-    return batch["pixel_values"], batch["image_grids"]
-
-
-def pixels(patches: Tensor, grid: Tensor, mean: Any, std: Any) -> Tensor:
-    """Patches of one image to what image processors return: [1, 3, H, W]."""
-    image = unpatchify(patches, int(grid[0]), int(grid[1]), PATCH).float() / 255
-    return ((image - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None])[None]
-
-
-@torch.no_grad()
-def own_states(model: Any, image: Tensor) -> list[Tensor]:
-    """What the tower computes by itself: its embedding and each block's output, by hooks."""
-    found: list[Tensor] = []
-    blocks = model.encoder.layers
-    handles = [
-        blocks[0].register_forward_pre_hook(
-            lambda _, args, kwargs: found.append((*args, kwargs.get("hidden_states"))[0]),
-            with_kwargs=True,
-        ),
-        *(b.register_forward_hook(lambda _, args, out: found.append(_first(out))) for b in blocks),
-    ]
-    if type(model).__name__.startswith("Siglip2"):
-        from transformers.models.siglip2.image_processing_pil_siglip2 import (
-            convert_image_to_patches,
-        )
-
-        flat = torch.from_numpy(convert_image_to_patches(image[0].numpy(), PATCH))[None]
-        shapes = torch.tensor([[s // PATCH for s in image.shape[2:]]])
-        model(flat, torch.ones(flat.shape[:2], dtype=torch.int64), shapes)
-    else:
-        model(image)
-    for handle in handles:
-        handle.remove()
-    skip = 1 if type(model).__name__.startswith("CLIP") else 0
-    return [state[0, skip:] for state in found]
-
-
-def _first(output: Any) -> Tensor:
-    found: Tensor = output[0] if isinstance(output, tuple) else output
-    return found
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TOWERS)
 def test_states_are_the_towers_own(family: str) -> None:
     """Raw outputs of the blocks (the final norm is not in them), CLIP's class token dropped."""
     model = make_tower(family)
@@ -83,7 +32,7 @@ def test_states_are_the_towers_own(family: str) -> None:
     assert not torch.allclose(found[0], found[1]) and not torch.allclose(found[1], found[2])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TOWERS)
 def test_images_of_different_grids_do_not_meet(family: str) -> None:
     teacher = Teacher(make_tower(family))
     patches, grids = cut((16, 16), (8, 12), (16, 16), (20, 4))
@@ -131,7 +80,7 @@ def test_another_patch_size_than_the_students() -> None:
     assert [s.shape for s in teacher.features(patches, grids)] == [(8 + 1, 24)] * 3
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TOWERS)
 def test_a_teacher_is_frozen(family: str) -> None:
     teacher = Teacher(make_tower(family).train())
     assert not teacher.model.training
@@ -139,7 +88,7 @@ def test_a_teacher_is_frozen(family: str) -> None:
     assert not any(state.requires_grad for state in teacher.features(*cut((16, 16))))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TOWERS)
 def test_loading_from_a_folder(tmp_path: Path, family: str) -> None:
     save_teacher(tmp_path, family)
     patches, grids = cut((12, 16))
@@ -185,7 +134,7 @@ def test_what_is_no_teacher(tmp_path: Path, make_llm_config: Callable[..., Any])
     del tensors["embeddings.patch_embed.bias"]
     save_file(tensors, save_teacher(tmp_path / "lacking") / weights.name, {"format": "pt"})
     said = {
-        "llm": "is a qwen2; known are aimv2",
+        "llm": "is a qwen2, no vision tower; known are aimv2",
         "empty": "no config.json",
         "none": "is no folder",
         "odd": "no-such-model",

@@ -136,3 +136,19 @@ def test_quick_build_makes_every_part_and_reloads_bit_for_bit(tmp_path: Path) ->
     assert all(torch.equal(weight, kept[name]) for name, weight in again.state_dict().items())
     with pytest.raises(CheckpointError, match='did you mean "aimv2"'):
         build(tmp_path / "made", only=["aimv"])
+
+
+def test_saving_changes_nothing_of_the_model_that_trains_on(tmp_path: Path) -> None:
+    """Rotary frequencies are no weights: rounded with them, they would stay rounded."""
+    from oculi.testbed import build_llm
+    from oculi.testbed.build_common import save
+
+    torch.manual_seed(0)
+    model = build_llm.new_model(1024, 0, 2)
+    before = {
+        name: tensor.clone() for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+    }
+    assert any("inv_freq" in name for name in before)
+    save(model, tmp_path)
+    after = dict([*model.named_parameters(), *model.named_buffers()])
+    assert all(torch.equal(before[name], after[name]) for name in before)

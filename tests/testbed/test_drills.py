@@ -90,7 +90,24 @@ def test_pairs_are_found_and_counted_truly() -> None:
     assert 0.45 < yes / members < 0.7
 
 
-@pytest.mark.parametrize("make", [drills.record, drills.table, drills.pairs])
+def test_letters_and_options_go_both_ways() -> None:
+    kinds = set()
+    for index in range(N):
+        text, asked = drills.options(5, Dice(index))
+        words = dict(re.findall(r"([A-D])[.)] (\w+)", text))
+        assert 2 <= len(words) <= 4
+        for question in asked:
+            kinds.add(question.kind)
+            word, letter = question.answer, question.answer
+            if question.kind == "option":
+                letter = re.findall(r"\b[A-D]\b", question.text)[-1]
+            else:
+                word = next(w for w in words.values() if re.search(rf"\b{w}\b", question.text))
+            assert words[letter] == word
+    assert kinds == {"letter", "option"}
+
+
+@pytest.mark.parametrize("make", [drills.record, drills.table, drills.pairs, drills.options])
 def test_the_text_is_told_once_and_drills_repeat(make) -> None:  # type: ignore[no-untyped-def]
     text, asked = make(4, Dice(7))
     talk = drills.told(text, asked, Dice(8))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers import Drawn, Tiny, make_tower, save_llm, save_teacher, tiny_recipe
+from helpers import PATCH, Drawn, Tiny, make_tower, save_llm, save_teacher, tiny_recipe
 from oculi.errors import CheckpointError, OculiError, RecipeError
 from oculi.model.lora import lora_layers
 from oculi.objectives.teacher import Teacher
@@ -62,6 +62,17 @@ def test_pixels_are_normalised_as_the_start_was_trained(tiny: Tiny, tmp_path: Pa
     assert model.config.vision_config["image_std"] == [0.5, 0.4, 0.3]
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention"])
+def test_attention_is_the_llms(tiny: Tiny, tmp_path: Path, attention: str) -> None:
+    """A tower needs no mask, SigLIP 2 has no flex attention, and flex would compile for every grid."""
+    folder = save_teacher(tmp_path / "tower", "siglip2")
+    vision = {"kind": "tower", "patch_size": PATCH, "init_from": str(folder)}
+    model = build(spec(tiny, vision=vision, attention=attention))
+    assert model.llm.config._attn_implementation == attention
+    assert model.config.text_config._attn_implementation == attention
+    assert model.vision.tower.config._attn_implementation == "sdpa"
+
+
 def test_new_weights_depend_on_the_seed_alone(tiny: Tiny) -> None:
     made = spec(tiny)
     found = []
@@ -94,6 +105,49 @@ WRONG: dict[str, dict[str, Any]] = {
     "nowhere is no folder": {"llm": "nowhere"},
     "nothing is no folder": {"vision.init_from": "nothing"},
 }
+
+
+TOWERS: dict[str, dict[str, Any]] = {
+    "model.vision.layer: TEACHER has states -3 to 2, none at 3": {"layer": 3},
+    "model.vision.layer: TEACHER has states -3 to 2, none at -4": {"layer": -4},
+    "nothing is no folder": {"init_from": "nothing"},
+    "LLM is a qwen2, no vision tower; known are aimv2": {"init_from": "LLM"},
+}
+
+
+@pytest.mark.parametrize("said", TOWERS)
+def test_a_tower_that_does_not_fit_is_one_line(tiny: Tiny, said: str) -> None:
+    places = {"TEACHER": str(tiny.teacher), "LLM": str(tiny.llm)}
+    vision = {"kind": "tower", "patch_size": PATCH, "init_from": "TEACHER", **TOWERS[said]}
+    vision["init_from"] = places.get(vision["init_from"], vision["init_from"])
+    for short, path in places.items():
+        said = said.replace(short, path)
+    with pytest.raises(OculiError) as caught:
+        build(spec(tiny, vision=vision))
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["aimv2", "clip", "siglip2"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_tower_has_its_own_weights(tiny: Tiny, tmp_path: Path, family: str, dtype: str) -> None:
+    """And the mean and deviation it was trained with; only the connector is drawn."""
+    folder = save_teacher(tmp_path / "tower", family)
+    config = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.4, 0.3]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(config))
+    vision = {"kind": "tower", "patch_size": PATCH, "init_from": str(folder)}
+    models = [build(spec(tiny, vision=vision, dtype=dtype), seed) for seed in (0, 0, 1)]
+    wanted = {n: p.to(getattr(torch, dtype)) for n, p in make_tower(family).named_parameters()}
+    for model in models:
+        found = dict(model.vision.tower.named_parameters())
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+        assert (list(model.vision.reader.mean), list(model.vision.reader.std)) == (
+            config["image_mean"], config["image_std"],
+        )  # fmt: skip
+    same, again, other = (model.vision.connector[0].weight for model in models)
+    assert torch.equal(same, again) and not torch.equal(same, other)
+    processor = build_processor(spec(tiny, vision=vision))
+    assert processor.image_processor.image_mean == config["image_mean"]
 
 
 @pytest.mark.parametrize("said", WRONG)

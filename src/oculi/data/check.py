@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from oculi.data.formats import BadRow, FileScan, Form
-from oculi.data.rows import PLACEHOLDER
+from oculi.data.content import PLACEHOLDER
+from oculi.data.formats import BadRow, FileScan
+from oculi.data.forms import find_form
+from oculi.data.kinds import find_files
 from oculi.data.sample import Sample
 from oculi.errors import DataError
 
@@ -25,9 +27,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass
 class Report:
-    """What `check` found. `rows` = `good` + bad rows that stand in a file."""
+    """What `check` found. `rows` = `good` + bad rows that stand in a file.
 
-    formats: dict[str, Form | None] = field(default_factory=dict)
+    `formats` and `containers` have an entry for every file, however it was named.
+    """
+
+    formats: dict[str, str | None] = field(default_factory=dict)
+    containers: dict[str, str] = field(default_factory=dict)
     rows: int = 0
     good: int = 0
     with_images: int = 0
@@ -54,7 +60,8 @@ class Report:
         for bad in self.bad_rows:
             yield str(bad)
         for name, form in self.formats.items():
-            yield f"{name}: {form or 'unknown format'}"
+            kind = self.containers.get(name)
+            yield f"{name}: {form or 'unknown format'}{f' ({kind})' if kind else ''}"
         yield f"rows {self.rows}: {self.good} good, {self.bad} bad"
         yield (
             f"good rows: {self.with_images} with images, {self.without_images} without; "
@@ -90,36 +97,65 @@ def check(
     decode: bool = True,
     on_progress: Progress | None = None,
     *,
+    form: str | None = None,
     for_training: bool = True,
 ) -> Report:
     """Read data files to the end and report every bad row; bad input never raises.
 
     Every image's header is read; with `decode` its pixels are too, which alone finds truncated
-    files. `image_root` defaults to each file's own folder. `on_progress` is called with the
-    bytes of the data files done and in total.
+    files. `paths` may hold patterns and folders. `image_root` defaults to each file's own folder,
+    `form` to what the rows' keys tell; a name that is no format raises DataError. `on_progress` is
+    called with the bytes of the data files done and in total.
     """
-    files = [Path(path) for path in paths]
-    sizes = [path.stat().st_size if path.is_file() else 0 for path in files]
+    if form is not None:
+        find_form(form)
     report = Report()
-    before = 0
-    for path, size in zip(files, sizes, strict=True):
-        rows = FileScan(path, image_root, for_training=for_training)
+    scans: list[FileScan] = []
+    for file in _files(paths, report):
         try:
-            for found in rows:
-                report.rows += 1
-                if isinstance(found, BadRow):
-                    report.bad_rows.append(found)
-                else:
-                    _check_sample(found[1], str(path), found[0].line, decode, report)
-                if on_progress is not None:
-                    on_progress(before + min(rows.done, size), sum(sizes))
+            scans.append(FileScan(file, image_root, form=form, for_training=for_training))
         except DataError as error:
-            reason = str(error).removeprefix(f"{path}: ")
-            report.bad_rows.append(BadRow("", 0, reason, str(path)))
-        report.formats[str(path)] = rows.form
-        report.duplicates += rows.duplicates
-        before += size
+            _note(report, file, error)
+    before, total = 0, sum(rows.size for rows in scans)
+    for rows in scans:
+        for _ in _check_file(rows, decode, report):
+            if on_progress is not None:
+                on_progress(before + rows.done, total)
+        before += rows.size
     return report
+
+
+def _files(paths: Iterable[Path], report: Report) -> Iterator[Path]:
+    for path in map(Path, paths):
+        try:
+            yield from find_files(path)
+        except DataError as error:
+            _note(report, path, error)
+
+
+def _note(report: Report, path: Path, error: DataError) -> None:
+    """A whole file that cannot be used, as a bad row without a number."""
+    report.bad_rows.append(BadRow("", 0, str(error).removeprefix(f"{path}: "), str(path)))
+    report.formats.setdefault(str(path), None)
+
+
+def _check_file(rows: FileScan, decode: bool, report: Report) -> Iterator[None]:
+    """Enter a file into the report, giving way after every row."""
+    name = str(rows.path)
+    try:
+        for found in rows:
+            report.rows += 1
+            if isinstance(found, BadRow):
+                report.bad_rows.append(found)
+            else:
+                _check_sample(found[1], name, found[0].line, decode, report)
+            yield
+    except DataError as error:
+        _note(report, rows.path, error)
+    report.formats[name] = rows.form
+    report.containers[name] = rows.container.kind
+    report.duplicates += rows.duplicates
+    rows.container.close()
 
 
 def _check_sample(sample: Sample, file: str, line: int, decode: bool, report: Report) -> None:

@@ -1,40 +1,41 @@
-"""Read conversations with pictures from the two file formats that people have.
+"""Read conversations with pictures from the files that people have.
 
-LLaVA and messages rows, as a JSON list or as JSON Lines; `oculi.data.rows` says what a row may
-hold. A bad row is reported with its line and its reason and left out; it never ends the reading.
+A file is a container (JSON, CSV, Parquet, Arrow, an archive, a folder of pictures) of rows, and a
+row has a form (LLaVA, messages, ...); `oculi.data.kinds` and `oculi.data.forms` list them, and any
+form may lie in any container. A bad row is reported with its line and its reason and left out; it
+never ends the reading.
 """
 
 from __future__ import annotations
 
-import os
+import itertools
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from oculi.data.jsonrows import RawRow, raw_rows
-from oculi.data.rows import KNOWN, Form, build_sample, decode_row, guess_id, parse_row, recognise
+from oculi.data.container import Container, Found, RowRef
+from oculi.data.forms import FORMS, KNOWN, Form, find_form, recognise
+from oculi.data.kinds import find_files, open_container
+from oculi.data.rows import build_sample, has_tag, parse_row, row_id
 from oculi.data.sample import RowError, Sample
-from oculi.errors import DataError, shown
+from oculi.errors import DataError, nearest, shown
 
-__all__ = ["BadRow", "FileScan", "FileSource", "Form", "RowRef", "parse_row", "scan"]
+__all__ = ["BadRow", "FileScan", "FileSource", "RowRef", "parse_row", "scan"]
 
-
-@dataclass(frozen=True, slots=True)
-class RowRef:
-    """Where a good row lies in its file; `line` counts from 1."""
-
-    offset: int
-    length: int
-    line: int
+_MAX_TAGS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that cannot be used. `id` is empty and `line` 0 where there is none to name."""
+    """A row that cannot be used. `id` is empty and `line` 0 where there is none to name.
+
+    `line` counts lines in text files and rows in others, from 1.
+    """
 
     id: str
     line: int
@@ -49,55 +50,106 @@ class BadRow:
 class FileScan:
     """One pass over a data file: every row as (RowRef, Sample) or BadRow, in file order.
 
-    No image is opened. `form` is known from the first row whose keys tell, `duplicates` counts
-    ids seen before, `done` is how many bytes have been read. Iterating raises DataError when the
-    file cannot be read, or at its end when no row had the keys of a known format.
+    No image is opened. `form` names the format of the rows so far, `duplicates` counts ids seen
+    before, `done` is how far the reading is out of `size`. Making one raises DataError when the
+    file cannot be had; iterating raises it when the file cannot be read, or at its end when no row
+    had the keys of a known format.
+
+    Args:
+        path: one file, or a folder of pictures; see `oculi.data.kinds.find_files` for patterns.
+        image_root: where image paths start; None: the file's folder.
+        form: the name of the rows' format; None: their keys tell.
+        tag: only rows of this stage tag, and those without any; None: all.
+        for_training: whether a row must end with an answer.
     """
 
     def __init__(
-        self, path: Path, image_root: Path | None = None, *, for_training: bool = True
+        self,
+        path: Path,
+        image_root: Path | None = None,
+        *,
+        form: str | None = None,
+        tag: str | None = None,
+        for_training: bool = True,
     ) -> None:
         self.path = Path(path)
-        self.root = self.path.parent if image_root is None else Path(image_root)
-        self.for_training = for_training
-        self.form: Form | None = None
-        self.duplicates = 0
-        self.done = 0
-        self._ids: set[int] = set()
+        self.container: Container = open_container(self.path)
+        self.root = _root(self.path) if image_root is None else Path(image_root)
+        self.asked = find_form(form) if form is not None else None
+        self.tag, self.for_training = tag, for_training
+        self.tags: set[str] = set()
+        self._seen: Form | None = None
+        self._left_out = False
+        self._ids = array("q")
+
+    @property
+    def form(self) -> str | None:
+        """The format asked for, or the one that says most of those recognised."""
+        return None if self._seen is None else (self.asked or self._seen).name
+
+    @property
+    def duplicates(self) -> int:
+        """Ids that occurred before; counted by hash, so a collision costs one count."""
+        if not self._ids:
+            return 0
+        ids = np.frombuffer(self._ids, dtype=np.int64)
+        ids.sort()  # in place: tens of millions of them are not copied
+        return int(np.count_nonzero(ids[1:] == ids[:-1]))
+
+    @property
+    def done(self) -> int:
+        return min(self.container.done, self.size)
+
+    @property
+    def size(self) -> int:
+        return self.container.size
 
     def __iter__(self) -> Iterator[tuple[RowRef, Sample] | BadRow]:
         first = ""
-        try:
-            with self.path.open("rb") as file:
-                for row in raw_rows(file):
-                    found = self._read(row)
-                    self.done = row.offset + len(row.raw)
-                    if isinstance(found, BadRow):
-                        first = first or f"line {found.line}: {found.reason}"
-                    yield found
-        except OSError as error:
-            raise DataError(f"{self.path}: {error.strerror or 'cannot be read'}") from None
-        if self.form is None:
+        for row in self.container.rows():
+            found = self._read(row)
+            if isinstance(found, BadRow):
+                place = f"{self.container.unit} {found.line}: " if found.line else ""
+                first = first or f"{place}{found.reason}"
+            if found is not None:
+                yield found
+        if self._seen is None and not self._left_out:
             what = f"no row can be used; the first: {first}" if first else "the file has no rows"
-            raise DataError(f"{self.path}: {what}. Known: {KNOWN}")
+            raise DataError(f"{self.path}: {what if KNOWN in what else f'{what}; {KNOWN}'}")
 
-    def _read(self, row: RawRow) -> tuple[RowRef, Sample] | BadRow:
+    def _read(self, row: Found) -> tuple[RowRef, Sample] | BadRow | None:
+        """The sample of a row, what is wrong with it, or None where the tag leaves it out."""
+        id = row.id
         try:
-            if row.problem:
-                raise RowError(row.problem)
-            value = decode_row(row.raw, row.line)
-            self.form = self.form or recognise(value)
-            sample = build_sample(value, self.form, self.path, row.line, self.root)
+            if row.row is None:
+                raise RowError(row.problem, row.id)
+            id = row_id(row.row, id)
+            if self.tag is not None:
+                wanted, tags = has_tag(row.row, self.tag)
+                if len(self.tags) < _MAX_TAGS:
+                    self.tags.update(tags)
+                if not wanted:
+                    self._left_out = True
+                    return None
+            form = self.asked or recognise(row.row)
+            self._agree(form)
+            sample = build_sample(row.row, form, self.path, row.ref.line, self.root)
             sample.validate(for_training=self.for_training)
         except RowError as error:
-            return BadRow(error.id or guess_id(row.raw), row.line, error.reason, str(self.path))
-        self._count(sample.id)
-        return RowRef(row.offset, len(row.raw), row.line), sample
+            return BadRow(error.id or id, row.ref.line, error.reason, str(self.path))
+        self._ids.append(hash(sample.id))
+        return row.ref, sample
 
-    def _count(self, id: str) -> None:
-        before = len(self._ids)
-        self._ids.add(hash(id))  # of a fixed size, and a collision costs one count
-        self.duplicates += len(self._ids) == before
+    def _agree(self, form: Form) -> None:
+        """Refuse a row of another family than the rows before; remember the form that says most."""
+        if self._seen is not None and form.family != self._seen.family:
+            raise RowError(f"a row of the format {form.name} among rows of {self._seen.name}")
+        if self._seen is None or FORMS.index(form) < FORMS.index(self._seen):
+            self._seen = form
+
+
+def _root(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
 
 
 def scan(
@@ -111,78 +163,125 @@ def scan(
         yield found if isinstance(found, BadRow) else found[0]
 
 
-class FileSource:
-    """The good rows of one data file as samples, read again at every access.
+class _Shard:
+    """The good rows of one file: three numbers each, and the container to read them from."""
 
-    Only offset, length and line of each row are held (16 bytes a row). Reads take no shared
-    file position, so one object serves threads and forked workers; it can be pickled.
-    Raises DataError when the file cannot be read, is of no known format, or was changed since.
-    """
-
-    def __init__(
-        self, path: Path, image_root: Path | None = None, *, for_training: bool = True
-    ) -> None:
-        self.path = Path(path)
-        self._fd: int | None = None
-        self._for_training = for_training
-        self.bad_rows: list[BadRow] = []
+    def __init__(self, rows: FileScan, bad_rows: list[BadRow], limit: int | None) -> None:
         offsets, lengths, lines = array("q"), array("i"), array("i")
-        rows = FileScan(self.path, image_root, for_training=for_training)
-        self._state = self._status()
         for found in rows:
             if isinstance(found, BadRow):
-                self.bad_rows.append(found)
+                bad_rows.append(found)
                 continue
             ref = found[0]
             offsets.append(ref.offset)
             lengths.append(ref.length)
             lines.append(ref.line)
-        assert rows.form is not None  # the scan raises otherwise
-        self.form: Form = rows.form
-        self.root = rows.root
-        self.duplicates = rows.duplicates
-        self._offsets = np.array(offsets, dtype=np.int64)
-        self._lengths = np.array(lengths, dtype=np.int32)
-        self._lines = np.array(lines, dtype=np.int32)
+            if len(offsets) == limit:
+                break
+        self.form, self.asked, self.tags = rows.form, rows.asked, rows.tags
+        self.root, self.container, self.duplicates = rows.root, rows.container, rows.duplicates
+        # One by one: together with the growing arrays they would take twice the memory.
+        self._offsets: NDArray[np.int64] = np.array(offsets, dtype=np.int64)
+        del offsets
+        self._lengths: NDArray[np.int32] = np.array(lengths, dtype=np.int32)
+        del lengths
+        self._lines: NDArray[np.int32] = np.array(lines, dtype=np.int32)
 
     def __len__(self) -> int:
         return len(self._offsets)
 
+    def sample(self, index: int) -> Sample:
+        ref = RowRef(int(self._offsets[index]), int(self._lengths[index]), int(self._lines[index]))
+        path = self.container.path
+        try:
+            return build_sample(self.container.read(ref), self.asked, path, ref.line, self.root)
+        except RowError as error:
+            raise RowError(error.reason, error.id, f"{path}:{ref.line}") from None
+
+
+class FileSource:
+    """The good rows of data files as samples, read again at every access.
+
+    Only offset, length and line of each row are held (16 bytes a row). Reads take no shared
+    file position, so one object serves threads and forked workers; it can be pickled.
+    Raises DataError when a file cannot be read, is of no known format, or was changed since.
+
+    Args:
+        path: a file, a pattern for several, or a folder.
+        image_root, form, tag, for_training: as for `FileScan`.
+        limit: only the first so many good rows; what comes after them is not read at all.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        image_root: Path | None = None,
+        *,
+        form: str | None = None,
+        tag: str | None = None,
+        limit: int | None = None,
+        for_training: bool = True,
+    ) -> None:
+        self.path = Path(path)
+        self._for_training = for_training
+        self.bad_rows: list[BadRow] = []
+        self._shards: list[_Shard] = []
+        left = limit
+        for file in find_files(self.path):
+            rows = FileScan(file, image_root, form=form, tag=tag, for_training=for_training)
+            self._shards.append(_Shard(rows, self.bad_rows, left))
+            left = None if left is None else left - len(self._shards[-1])
+            if left == 0:
+                break
+        self._ends = list(itertools.accumulate(map(len, self._shards)))
+        self._check_tag(tag)
+        self._rules = [form, tag, limit]
+
+    @property
+    def form(self) -> str:
+        """The format of the rows; of several files, each format once."""
+        return ", ".join(sorted({shard.form for shard in self._shards if shard.form}))
+
+    @property
+    def root(self) -> Path:
+        """Where the image paths of the first file start."""
+        return self._shards[0].root
+
+    @property
+    def duplicates(self) -> int:
+        return sum(shard.duplicates for shard in self._shards)
+
+    @property
+    def fingerprint(self) -> list[object]:
+        """Plain values that are the same only for the same rows of the same, unchanged files."""
+        files = [[str(s.container.path.resolve()), *s.container.stamp] for s in self._shards]
+        return [files, str(self.root.resolve()), *self._rules]
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
     def __getitem__(self, index: int) -> Sample:
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.path} has {len(self)} good rows; there is no row {index}")
-        length, line = int(self._lengths[index]), int(self._lines[index])
-        raw = os.pread(self._file(), length, int(self._offsets[index]))
-        return parse_row(
-            raw, self.path, line, self.root, self.form, for_training=self._for_training
-        )
+        index %= len(self)
+        which = bisect_right(self._ends, index)
+        sample = self._shards[which].sample(index - (self._ends[which - 1] if which else 0))
+        sample.validate(for_training=self._for_training)
+        return sample
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
 
     def close(self) -> None:
-        """Close the file; the next access opens it again."""
-        fd, self._fd = self._fd, None
-        if fd is not None:
-            os.close(fd)
+        """Close the files; the next access opens them again."""
+        for shard in self._shards:
+            shard.container.close()
 
-    def __del__(self) -> None:
-        if getattr(self, "_fd", None) is not None:
-            self.close()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_fd": None}
-
-    def _file(self) -> int:
-        if self._fd is None:
-            if self._status() != self._state:
-                raise DataError(f"{self.path}: changed since it was first read; start again")
-            self._fd = os.open(self.path, os.O_RDONLY)
-        return self._fd
-
-    def _status(self) -> tuple[int, int]:
-        try:
-            status = self.path.stat()
-        except OSError as error:
-            raise DataError(f"{self.path}: {error.strerror or 'cannot be read'}") from None
-        return status.st_size, status.st_mtime_ns
+    def _check_tag(self, tag: str | None) -> None:
+        tags = set().union(*(shard.tags for shard in self._shards))
+        if tag is not None and tags and tag not in tags and not len(self):
+            known = ", ".join(sorted(map(shown, tags))[:12])
+            raise DataError(
+                f"{self.path}: no row has the stage tag {shown(tag)}; the tags are {known}"
+                f"{nearest(tag, tags)}"
+            )

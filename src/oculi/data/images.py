@@ -8,6 +8,7 @@ nothing of the process leaks into them.
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import stat
@@ -20,7 +21,7 @@ from typing import BinaryIO
 
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from oculi.data.sample import ImageRef
+from oculi.data.sample import ImageRef, ImageSource
 from oculi.errors import DataError, shown
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
@@ -36,6 +37,9 @@ UNOPENED = "cannot be opened"
 NO_NAME = "has an empty name"
 NUL = "has a NUL character in its name"
 URL = "is a URL; download it and give the file's path"
+NO_BASE64 = "is a data URL that is not base64"
+BAD_BASE64 = "is a data URL whose base64 is broken"
+NO_IMAGE = "is a data URL of something that is no image"
 OUTSIDE = "lies outside the image root (through .., an absolute path or a link)"
 EMPTY = "is empty (0 bytes)"
 TOO_LONG = f"is longer than {MAX_BYTES // 2**20} MiB"
@@ -88,6 +92,36 @@ def image_ref(name: str, root: Path) -> ImageRef:
     return ImageRef(path=Path(name), root=root)
 
 
+def picture(value: str | bytes | ImageSource, root: Path, name: str = "") -> ImageSource:
+    """Return the picture that a data row gives as a file name, a data URL or encoded bytes.
+
+    Nothing is decoded. `name` is for messages about bytes. Raises ImageError as `image_ref` does,
+    and for a data URL that is no base64 or too long.
+    """
+    if isinstance(value, bytes):
+        return ImageRef(data=value, name=name)
+    if not isinstance(value, str):
+        return value
+    if value[:5].lower() == "data:":
+        return _from_data_url(value)
+    return image_ref(value, root)
+
+
+def _from_data_url(url: str) -> ImageRef:
+    head, _, body = url.partition(",")
+    name = f"{head[:60]},..."
+    if not head.lower().endswith(";base64"):
+        raise ImageError(NO_BASE64, name)
+    if not head[5:].lower().startswith("image/"):
+        raise ImageError(NO_IMAGE, name)
+    if len(body) > MAX_BYTES // 3 * 4:  # before decoding: that takes as much again
+        raise ImageError(TOO_LONG, name)
+    try:
+        return ImageRef(data=base64.b64decode(body, validate=True), name=name)
+    except ValueError:
+        raise ImageError(BAD_BASE64, name) from None
+
+
 def load_image(ref: ImageRef, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode to RGB: upright by EXIF, first frame, alpha over white, 16-bit grey scaled.
 
@@ -117,7 +151,7 @@ def image_size(ref: ImageRef, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
 
 
 def _name(ref: ImageRef) -> str:
-    return "" if ref.path is None else str(ref.path)
+    return ref.name or ("" if ref.path is None else str(ref.path))
 
 
 def _inside(path: str, root: str) -> bool:
@@ -127,22 +161,30 @@ def _inside(path: str, root: str) -> bool:
 @contextmanager
 def _opened(ref: ImageRef) -> Iterator[BinaryIO]:
     if ref.data is not None:
-        if not ref.data:
-            raise ImageError(EMPTY)
-        if len(ref.data) > MAX_BYTES:
-            raise ImageError(TOO_LONG)
+        _check_length(len(ref.data), _name(ref))
         yield io.BytesIO(ref.data)
         return
-    with _open_file(ref) as file:
-        yield file
-
-
-def _open_file(ref: ImageRef) -> BinaryIO:
     assert ref.path is not None
-    name = _name(ref)
+    if ref.span is None:
+        with open_file(ref.path, ref.root, _name(ref)) as file:
+            yield file
+        return
+    offset, length = ref.span
+    _check_length(length, _name(ref))
+    # The container around the picture may be of any length.
+    with open_file(ref.path, ref.root, _name(ref), limit=None) as file:
+        file.seek(offset)
+        yield io.BytesIO(file.read(length))
+
+
+def open_file(path: Path, root: Path | None, name: str, limit: int | None = MAX_BYTES) -> BinaryIO:
+    """Open a regular, non-empty file of at most `limit` bytes that lies in `root`, links resolved.
+
+    Raises ImageError under the name `name`; its `reason` suits other files as well.
+    """
     try:
-        real = os.path.realpath(ref.path if ref.root is None else ref.root / ref.path)
-        if ref.root is not None and not _inside(real, os.path.realpath(ref.root)):
+        real = os.path.realpath(path if root is None else root / path)
+        if root is not None and not _inside(real, os.path.realpath(root)):
             raise ImageError(OUTSIDE, name)
         # After realpath no part is a link; one that appears in between must not be followed,
         # and opening a named pipe must not wait for its writer.
@@ -159,22 +201,26 @@ def _open_file(ref: ImageRef) -> BinaryIO:
     except OSError:
         raise ImageError(UNOPENED, name) from None
     try:
-        _check_status(os.fstat(file.fileno()), name)
+        _check_status(os.fstat(file.fileno()), name, limit)
     except BaseException:
         file.close()
         raise
     return file
 
 
-def _check_status(status: os.stat_result, name: str) -> None:
+def _check_status(status: os.stat_result, name: str, limit: int | None) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise ImageError(FOLDER, name)
     if not stat.S_ISREG(status.st_mode):
         raise ImageError(SPECIAL, name)
-    if status.st_size == 0:
+    _check_length(status.st_size, name, limit)
+
+
+def _check_length(length: int, name: str, limit: int | None = MAX_BYTES) -> None:
+    if length == 0:
         raise ImageError(EMPTY, name)
-    if status.st_size > MAX_BYTES:
-        raise ImageError(TOO_LONG, name)
+    if limit is not None and length > limit:
+        raise ImageError(TOO_LONG if limit == MAX_BYTES else f"is longer than {limit} bytes", name)
 
 
 @contextmanager

@@ -12,9 +12,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from functools import partial
+from typing import BinaryIO, ClassVar
 
-MAX_ROW_BYTES = 32 * 2**20
+from oculi.data.container import MAX_ROW_BYTES, Container, Found, Row, RowRef, attempt
+from oculi.data.rows import decode_row, guess_id
+from oculi.errors import DataError
+
 _CHUNK = 2**20
 _BOM = b"\xef\xbb\xbf"
 
@@ -38,6 +42,31 @@ class RawRow:
     line: int
     raw: bytes
     problem: str = ""
+
+
+class JsonRows(Container):
+    """A JSON list or JSON Lines."""
+
+    kind: ClassVar[str] = "JSON"
+
+    def rows(self) -> Iterator[Found]:
+        try:
+            with self.path.open("rb") as file:
+                for row in raw_rows(file):
+                    self.done = row.offset + len(row.raw)
+                    yield _found(row)
+        except OSError as error:
+            raise DataError(f"{self.path}: {error.strerror or 'cannot be read'}") from None
+
+    def read(self, ref: RowRef) -> Row:
+        return decode_row(self._at(ref.offset, ref.length), ref.line)
+
+
+def _found(row: RawRow) -> Found:
+    ref = RowRef(row.offset, len(row.raw), row.line)
+    if row.problem:
+        return Found(ref, None, row.problem, guess_id(row.raw))
+    return attempt(ref, partial(decode_row, row.raw, row.line), guess_id(row.raw))
 
 
 class _Window:

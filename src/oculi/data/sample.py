@@ -50,16 +50,22 @@ class ImageRef:
     """Where a picture is: a file, or encoded bytes in memory; exactly one of the two.
 
     `root` is the folder the file must lie in after links are resolved. Without it `path` is
-    trusted as it stands, so a path that came out of a data row must carry its root.
+    trusted as it stands, so a path that came out of a data row must carry its root. `span` is
+    (offset, length) of a picture inside a larger file, `name` what messages call one that has no
+    file of its own.
     """
 
     path: Path | None = None
     data: bytes | None = None
     root: Path | None = None
+    span: tuple[int, int] | None = None
+    name: str = ""
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.data is None):
             raise ValueError("ImageRef takes exactly one of path and data")
+        if self.span is not None and self.path is None:
+            raise ValueError("ImageRef takes a span only of a file")
 
     def load(self) -> Image.Image:
         """Decode the picture to RGB; raises DataError with the reason when it cannot be read."""

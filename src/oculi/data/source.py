@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,6 +14,8 @@ from oculi.data.formats import FileSource as FileRows
 from oculi.data.sample import ImageSlot, ImageSource, Message, Sample
 from oculi.errors import DataError
 from oculi.recipe import FileSource, PlayroomSource, SourceSpec
+
+MAX_PLACES = 2**62  # the order of training counts in 64 bits
 
 if TYPE_CHECKING:
     from oculi.testbed.playroom import Item
@@ -26,13 +30,20 @@ class Source(Protocol):
 
 
 class PlayroomRows(Sequence[Sample]):
-    """Questions of a Playroom level as samples; nothing is stored."""
+    """Questions of a Playroom level as samples; nothing is stored.
+
+    Raises:
+        DataError: the level has no such split.
+    """
 
     def __init__(self, spec: PlayroomSource) -> None:
+        from oculi.testbed import playroom
+
+        playroom.check(spec.level, spec.split)
         self.spec = spec
 
     def __len__(self) -> int:
-        return self.spec.samples
+        return min(self.spec.samples, self.spec.limit or self.spec.samples)
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
         if not 0 <= index < len(self):
@@ -52,12 +63,53 @@ class PlayroomRows(Sequence[Sample]):
         return playroom.item(self.spec.level, self.spec.split, index, self.spec.size)
 
 
-class Concatenation(Sequence[Sample]):
-    """Several sources, one after another; the order of training shuffles over all of them."""
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """The places of one source in a mixture: its rows `whole` times, and then `extra` of them."""
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    rows: int
+    whole: int
+    extra: int
+
+    @classmethod
+    def of(cls, rows: int, weight: float) -> _Share:
+        whole = int(weight)
+        extra = int((weight - whole) * rows + 0.5)
+        return cls(rows, whole, extra if whole else max(extra, 1))
+
+    def __len__(self) -> int:
+        return self.whole * self.rows + self.extra
+
+    def row(self, place: int) -> int:
+        """The row at a place; the extra ones lie evenly over the source."""
+        rest = place - self.whole * self.rows
+        return place % self.rows if rest < 0 else rest * self.rows // self.extra
+
+
+class Mixture(Sequence[Sample]):
+    """Several sources, one after another; the order of training shuffles over all of them.
+
+    A source of weight w and n rows takes about w * n places, at least one: every row of it stands
+    in floor(w) or ceil(w) of them, the same ones in every epoch. Which row a place holds is a
+    function of its number alone.
+
+    Args:
+        sources: with at least one row each.
+        weights: one for each, above 0; None: all 1.
+    """
+
+    def __init__(self, sources: Sequence[Source], weights: Sequence[float] | None = None) -> None:
         self.sources = list(sources)
-        self._ends = list(itertools.accumulate(len(source) for source in self.sources))
+        weights = [1.0] * len(self.sources) if weights is None else weights
+        self._shares = [
+            _Share.of(len(source), weight)
+            for source, weight in zip(self.sources, weights, strict=True)
+        ]
+        self._ends = list(itertools.accumulate(map(_Share.__len__, self._shares)))
+        if self._ends[-1] > MAX_PLACES:
+            raise DataError(
+                f"the mixture has {self._ends[-1]} places, more than {MAX_PLACES}: lower the weights"
+            )
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -65,9 +117,14 @@ class Concatenation(Sequence[Sample]):
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
         if not 0 <= index < len(self):
             raise IndexError(index)
+        which, row = self.place(index)
+        return self.sources[which][row]
+
+    def place(self, index: int) -> tuple[int, int]:
+        """Which source, and which of its rows, stands at a place of the mixture."""
         which = bisect_right(self._ends, index)
         start = self._ends[which - 1] if which else 0
-        return self.sources[which][index - start]
+        return which, self._shares[which].row(index - start)
 
 
 def open_source(spec: SourceSpec) -> Source:
@@ -81,21 +138,27 @@ def open_source(spec: SourceSpec) -> Source:
         return PlayroomRows(spec)
     assert isinstance(spec, FileSource)
     root = Path(spec.image_root) if spec.image_root else None
-    rows = FileRows(Path(spec.path), root)
+    rows = FileRows(Path(spec.path), root, form=spec.format, tag=spec.tag, limit=spec.limit)
     if rows.bad_rows:
-        first = rows.bad_rows[0]
         raise DataError(
-            f"{len(rows.bad_rows)} bad rows in {spec.path}, the first at line {first.line} "
-            f"({first.reason}): list them with: oculi data check {spec.path}"
+            f"{len(rows.bad_rows)} bad rows in {spec.path}, the first: {rows.bad_rows[0]}; list "
+            f"them with: {_check_command(spec)}"
         )
     if not len(rows):
         raise DataError(f"{spec.path} holds no rows")
     return rows
 
 
+def _check_command(spec: FileSource) -> str:
+    words = ["oculi", "data", "check", spec.path]
+    words += ["--image-root", spec.image_root] if spec.image_root else []
+    words += ["--format", spec.format] if spec.format else []
+    return shlex.join(words)
+
+
 def open_sources(specs: Sequence[SourceSpec]) -> Source:
     """All sources of a stage as one; raises DataError."""
-    return Concatenation([open_source(spec) for spec in specs])
+    return Mixture([open_source(spec) for spec in specs], [spec.weight for spec in specs])
 
 
 def pieces(

@@ -46,7 +46,7 @@ def open_task(name: str, image_root: str | None = None) -> Task:
     """A task by name or file.
 
     ``playroom:LEVEL`` are held-out scenes, ``playroom:LEVEL:pairs`` scenes with colour-shape pairs
-    that no training picture holds; anything else is a data file.
+    that no training picture holds, where the level has such; anything else is a data file.
 
     Raises:
         DataError: there is no such task or file, or a row of it is bad.
@@ -55,10 +55,10 @@ def open_task(name: str, image_root: str | None = None) -> Task:
     if name.startswith("playroom") and not path.is_file():
         return _playroom(name)
     if not path.is_file():
+        known = _playroom_tasks()
         raise DataError(
-            f'"{name}" is neither a task nor a file'
-            f"{nearest(name, ['playroom:1', 'playroom:2'])}; tasks are playroom:1, playroom:2, "
-            "playroom:1:pairs, playroom:2:pairs"
+            f'"{name}" is neither a task nor a file{nearest(name, known)}; '
+            f"tasks are {', '.join(known)}"
         )
     source = open_source(FileSource(path=str(path), image_root=image_root))
 
@@ -73,9 +73,21 @@ def open_task(name: str, image_root: str | None = None) -> Task:
     return Task(path.stem, load)
 
 
+def _playroom_tasks() -> list[str]:
+    from oculi.testbed import playroom
+
+    tails = {"test": "", "pairs": ":pairs"}
+    return [
+        f"playroom:{level}{tail}"
+        for split, tail in tails.items()
+        for level in playroom.LEVELS
+        if split in playroom.splits(level)
+    ]
+
+
 def _playroom(name: str) -> Task:
     parts = name.split(":")
-    known = [f"playroom:{level}{tail}" for level in (1, 2) for tail in ("", ":pairs")]
+    known = _playroom_tasks()
     if name not in known:
         raise DataError(f'no task "{name}"{nearest(name, known)}; there are {", ".join(known)}')
     split: Literal["pairs", "test"] = "pairs" if parts[-1] == "pairs" else "test"

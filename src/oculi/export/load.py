@@ -78,12 +78,12 @@ def load_unmerged(path: Path, base: str | None = None) -> Unmerged:
         try:
             processor = build_processor(spec)
         except CheckpointError as error:
-            if base is not None:
+            if base is not None or origin not in str(error):  # or it is the tower that is missing
                 raise
             hint = "it is the LLM of this run; if it has moved: oculi merge --base DIR"
             raise CheckpointError(f"{error}; {hint}") from None
         model = build_model(spec, processor, recipe.seed)
-    ckpt.check_base(ckpt.tensor_hashes(model.llm), state.base_tensors, origin)
+    ckpt.check_base(ckpt.base_hashes(model), state.base_tensors, origin)
     if state.lora:
         add_lora(model, recipe.model, recipe.seed)
     own = {k: v for k, v in tensors.items() if not k.startswith("objectives.")}

@@ -12,7 +12,7 @@ from oculi.export.load import load_unmerged
 from oculi.model import OculiForConditionalGeneration
 from oculi.model.lora import merge_lora
 from oculi.recipe import Recipe
-from oculi.training.build import DTYPES
+from oculi.training.build import DTYPES, cast
 
 
 def merge_run(run: Path, out: Path, base: str | None = None) -> float:
@@ -57,5 +57,5 @@ def fold(model: OculiForConditionalGeneration, recipe: Recipe) -> float:
     ids = ids.masked_fill(ids == model.config.image_token_id, 0)
     before = model(input_ids=ids).logits.float()
     merge_lora(model.llm)
-    model.to(DTYPES[recipe.model.dtype])
+    cast(model, DTYPES[recipe.model.dtype])
     return float((model(input_ids=ids).logits.float() - before).abs().max())

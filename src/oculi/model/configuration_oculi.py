@@ -15,7 +15,8 @@ class OculiConfig(PreTrainedConfig):
             with its ``model_type``.
         vision_config: keyword arguments of the vision part; ``kind`` names it. ``patch_embed`` takes
             ``patch_size``, ``width``, ``grid`` (rows and columns of the position table),
-            ``image_mean``, ``image_std`` and ``eps``.
+            ``image_mean``, ``image_std`` and ``eps``; ``tower`` takes ``tower`` (its configuration),
+            ``patch_size``, ``layer``, ``image_mean`` and ``image_std``.
         image_token_id: the id that marks an image position. It is never looked up in the embedding
             table, so it may lie outside of it.
         image_attention: ``causal``, ``bidirectional`` or ``mutual``; see ``masks_oculi.py``.

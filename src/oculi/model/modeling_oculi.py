@@ -17,11 +17,12 @@ from transformers.utils import ModelOutput
 from .configuration_oculi import OculiConfig
 from .masks_oculi import build_mask, mask_function
 from .patch_embed_oculi import PatchEmbed
+from .tower_oculi import VisionTower
 
 Reducer = Callable[[Tensor], Any]
 
-# What ``vision_config["kind"]`` may name. Towers with connectors join here.
-VISION_PARTS: dict[str, type[PatchEmbed]] = {"patch_embed": PatchEmbed}
+# What ``vision_config["kind"]`` may name: patches and grids in, tokens of the LLM's width out.
+VISION_PARTS: dict[str, type[nn.Module]] = {"patch_embed": PatchEmbed, "tower": VisionTower}
 
 
 @dataclass
@@ -57,8 +58,7 @@ class OculiForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         _refuse_sliding_window(config.text_config)
         self.llm = AutoModelForCausalLM.from_config(config.text_config)
-        arguments = dict(config.vision_config)
-        self.vision = VISION_PARTS[arguments.pop("kind")](self.width, **arguments)
+        self.vision = self._new_vision()
         self.post_init()
 
     @classmethod
@@ -70,20 +70,23 @@ class OculiForConditionalGeneration(PreTrainedModel, GenerationMixin):
         with torch.device("meta"):
             model = cls(config)
         model.llm = llm
-        arguments = dict(config.vision_config)
-        model.vision = VISION_PARTS[arguments.pop("kind")](model.width, **arguments)
+        model.vision = model._new_vision()
         model.vision.init_weights()
         model.vision.to(llm.dtype)
         model.generation_config = llm.generation_config
         return model
+
+    def _new_vision(self) -> Any:
+        arguments = dict(self.config.vision_config)
+        return VISION_PARTS[arguments.pop("kind")](self.width, **arguments)
 
     @property
     def width(self) -> int:
         """D, the LLM's width."""
         return int(self.llm.get_input_embeddings().weight.shape[1])
 
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, PatchEmbed):
+    def _init_weights(self, module: Any) -> None:
+        if type(module) in VISION_PARTS.values():
             module.init_weights()
         else:
             super()._init_weights(module)

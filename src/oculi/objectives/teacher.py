@@ -1,10 +1,4 @@
-"""A frozen ViT of transformers' classes as a source of block states on the student's grid.
-
-Three families differ in what they take: AIMv2 and CLIP have a table of positions for one size (CLIP a
-class token besides), SigLIP 2 NaFlex and native AIMv2 take any grid. The student's pixels are
-normalised for the teacher and resized to the grid that it can take; where that is another grid than
-the student's, its states are interpolated back.
-"""
+"""A frozen ViT of transformers' classes as a source of block states on the student's grid."""
 
 from __future__ import annotations
 
@@ -13,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig
 from transformers.models.aimv2.modeling_aimv2 import Aimv2VisionModel
@@ -22,7 +15,8 @@ from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionModel
 
 from oculi.errors import CheckpointError
 from oculi.hub import load_weights, readable, resolve
-from oculi.model.patch_embed_oculi import CLIP_MEAN, CLIP_STD, unpatchify
+from oculi.model.patch_embed_oculi import CLIP_MEAN, CLIP_STD
+from oculi.model.tower_oculi import TowerReader
 
 _TOWERS: dict[str, type[Any]] = {
     "aimv2": Aimv2VisionModel, "aimv2_vision_model": Aimv2VisionModel,
@@ -31,17 +25,8 @@ _TOWERS: dict[str, type[Any]] = {
 }  # fmt: skip
 
 
-class Teacher:
-    """A frozen tower.
-
-    Args:
-        model: Aimv2VisionModel, CLIPVisionModel or Siglip2VisionModel.
-        image_mean, image_std: per channel, of pixels in [0, 1].
-
-    Attributes:
-        width: M, of its states. blocks: their number. patch_size: in pixels.
-        grid: the only grid it takes, or None for any.
-    """
+class Teacher(TowerReader):
+    """A tower that is never trained, saved or shipped; see ``TowerReader``."""
 
     def __init__(
         self,
@@ -49,16 +34,7 @@ class Teacher:
         image_mean: tuple[float, ...] = CLIP_MEAN,
         image_std: tuple[float, ...] = CLIP_STD,
     ) -> None:
-        self.model = model.eval().requires_grad_(False)
-        config: Any = model.config
-        self.width: int = config.hidden_size
-        self.blocks: int = config.num_hidden_layers
-        self.patch_size: int = config.patch_size
-        any_grid = isinstance(model, Siglip2VisionModel) or getattr(config, "is_native", False)
-        side = 0 if any_grid else config.image_size // config.patch_size
-        self.grid: tuple[int, int] | None = None if any_grid else (side, side)
-        self.skip = 1 if isinstance(model, CLIPVisionModel) else 0  # the class token
-        self.mean, self.std = torch.tensor(image_mean), torch.tensor(image_std)
+        super().__init__(model.eval().requires_grad_(False), image_mean, image_std)
 
     @classmethod
     def load(cls, name: str) -> Teacher:
@@ -67,79 +43,33 @@ class Teacher:
         Raises:
             CheckpointError: it is of another class, or files are missing or damaged.
         """
-        path = resolve(name)
-        with readable(name):
-            config = AutoConfig.from_pretrained(path)
-        tower = _TOWERS.get(config.model_type)
-        if tower is None:
-            raise CheckpointError(
-                f"the teacher {name} is a {config.model_type}; known are {', '.join(sorted(_TOWERS))}"
-            )
-        model = load_weights(tower, path, name, dtype=torch.float32)
-        return cls(model, *normalisation(path))
+        return cls(load_tower(name), *normalisation(resolve(name)))
 
     def to(self, device: torch.device) -> None:
         self.model.to(device)
-        self.mean, self.std = self.mean.to(device), self.std.to(device)
 
     @torch.no_grad()
     def features(self, patches_PC: Tensor, grids_N2: Tensor) -> list[Tensor]:
-        """States of all images in the student's token order.
-
-        Args:
-            patches_PC: uint8 patches of the student.
-            grids_N2: their grids, on the CPU.
-
-        Returns:
-            blocks + 1 tensors [P, M]: the embedding, then the raw output of each block.
-        """
-        grids = [(int(rows), int(columns)) for rows, columns in grids_N2.tolist()]
-        images = patches_PC.split([rows * columns for rows, columns in grids])
-        p = round((patches_PC.shape[1] // 3) ** 0.5)
-        groups: dict[tuple[int, int], list[int]] = {}
-        pixels = []
-        for i, (grid, patches) in enumerate(zip(grids, images, strict=True)):
-            target = self.grid or grid
-            groups.setdefault(target, []).append(i)
-            pixels.append(self._resize(unpatchify(patches, *grid, p), target))
-        per_image: list[list[Tensor]] = [[] for _ in grids]
-        for target, members in groups.items():
-            states = self._run(torch.stack([pixels[i] for i in members]), target)
-            for place, i in enumerate(members):
-                per_image[i] = [_regrid(state[place], target, grids[i]) for state in states]
-        return [torch.cat([image[k] for image in per_image]) for k in range(self.blocks + 1)]
-
-    def _resize(self, image_3HW: Tensor, grid: tuple[int, int]) -> Tensor:
-        size = (grid[0] * self.patch_size, grid[1] * self.patch_size)
-        image = image_3HW.float()
-        if tuple(image.shape[1:]) != size:
-            image = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
-        return (image / 255 - self.mean[:, None, None]) / self.std[:, None, None]
-
-    def _run(self, pixels: Tensor, grid: tuple[int, int]) -> tuple[Tensor, ...]:
-        if isinstance(self.model, Siglip2VisionModel):
-            p = self.patch_size
-            n, (rows, columns) = len(pixels), grid
-            # NaFlex patches are channels-last.
-            flat = pixels.view(n, 3, rows, p, columns, p).permute(0, 2, 4, 3, 5, 1).flatten(3)
-            flat = flat.reshape(n, rows * columns, -1)
-            shapes = torch.tensor([grid] * n, device=pixels.device)
-            mask = torch.ones(flat.shape[:2], dtype=torch.int64, device=pixels.device)
-            output = self.model(
-                flat, pixel_attention_mask=mask, spatial_shapes=shapes, output_hidden_states=True
-            )
-        else:
-            output = self.model(pixels, output_hidden_states=True)
-        states: tuple[Tensor, ...] = output.hidden_states
-        return tuple(state[:, self.skip :] for state in states)
+        """The embedding and the raw output of each block, blocks + 1 tensors [P, M]."""
+        return self.states(patches_PC, grids_N2)
 
 
-def _regrid(state_SM: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
-    if source == target:
-        return state_SM
-    grid = state_SM.T.reshape(1, -1, *source).float()
-    resized = F.interpolate(grid, target, mode="bilinear", align_corners=False)
-    return resized.flatten(2)[0].T.to(state_SM.dtype)
+def load_tower(name: str) -> nn.Module:
+    """A vision tower with its weights, from a folder (a two-tower checkpoint too), hub id or testbed.
+
+    Raises:
+        CheckpointError: it is of another class, or files are missing or damaged.
+    """
+    path = resolve(name)
+    with readable(name):
+        config = AutoConfig.from_pretrained(path)
+    tower = _TOWERS.get(config.model_type)
+    if tower is None:
+        raise CheckpointError(
+            f"{name} is a {config.model_type}, no vision tower; known are {', '.join(sorted(_TOWERS))}"
+        )
+    model: nn.Module = load_weights(tower, path, name, dtype=torch.float32)
+    return model
 
 
 def normalisation(path: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

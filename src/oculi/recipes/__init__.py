@@ -10,10 +10,13 @@ from pydantic import ValidationError
 
 from oculi.errors import RecipeError, nearest
 from oculi.recipe import Recipe, first_problem, load
-from oculi.recipes.tiny import vora_tiny
+from oculi.recipes.llava import llava, llava_aimv2
+from oculi.recipes.tiny import llava_tiny, vora_tiny
 from oculi.recipes.vora import vora
 
-BUILTIN: dict[str, Callable[[], Recipe]] = {"vora": vora, "vora_tiny": vora_tiny}
+BUILTIN: dict[str, Callable[[], Recipe]] = {
+    recipe.__name__: recipe for recipe in (vora, llava, llava_aimv2, vora_tiny, llava_tiny)
+}
 
 
 def find_recipe(name: str) -> Recipe:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from oculi.errors import DataError
+from oculi.errors import DataError, RecipeError
 from oculi.recipe import DistillSpec, EvalSpec, FileSource, Recipe, validate
 
 SHOWN_ANSWERS = 48
@@ -23,11 +23,12 @@ def apply_flags(
     """The recipe with the flags that were given.
 
     ``data`` replaces the data of every stage, and the evaluations by a look at its first questions.
-    ``teacher`` replaces the teacher of every distillation and, where the vision part starts from that
-    teacher, its start.
+    ``teacher`` is the ViT: it replaces the teacher of every distillation and the start of the vision
+    part, where that is the same ViT or where nothing is distilled, as in LLaVA.
 
     Raises:
         DataError: a data file does not exist.
+        RecipeError: there is a teacher, but the recipe has no ViT.
     """
     content: dict[str, Any] = recipe.model_dump(mode="json")
     if llm is not None:
@@ -35,7 +36,7 @@ def apply_flags(
     if seed is not None:
         content["seed"] = seed
     if teacher is not None:
-        _replace_teacher(content, teacher)
+        _replace_teacher(content, teacher, recipe.name)
     if data:
         for path in data:
             if not path.is_file():
@@ -49,13 +50,18 @@ def apply_flags(
     return validate(content, recipe.name)
 
 
-def _replace_teacher(content: dict[str, Any], teacher: str) -> None:
+def _replace_teacher(content: dict[str, Any], teacher: str, name: str) -> None:
     kind = DistillSpec.model_fields["kind"].default
     old = set()
+    vision = content["model"]["vision"]
     for stage in content["stages"]:
         for objective in stage["objectives"]:
             if objective["kind"] == kind:
                 old.add(objective["teacher"])
                 objective["teacher"] = teacher
-    if content["model"]["vision"]["init_from"] in old:
-        content["model"]["vision"]["init_from"] = teacher
+    if not old and vision["init_from"] is None:
+        raise RecipeError(
+            f"--teacher: {name} distils from no ViT, and its vision part starts from none"
+        )
+    if not old or vision["init_from"] in old:
+        vision["init_from"] = teacher

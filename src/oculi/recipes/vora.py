@@ -16,9 +16,9 @@ from oculi.recipe import (
     LmSpec,
     LoraSpec,
     ModelSpec,
+    PatchEmbedSpec,
     Recipe,
     Stage,
-    VisionSpec,
 )
 
 LLM = "Qwen/Qwen2.5-7B-Instruct"
@@ -64,7 +64,7 @@ def vora() -> Recipe:
         summary="VoRA: the LLM's own blocks see, through LoRA that is merged after pre-training",
         model=ModelSpec(
             llm=LLM,
-            vision=VisionSpec(init_from=TEACHER),
+            vision=PatchEmbedSpec(init_from=TEACHER),
             images=ImageSpec(mode="square", size=448),
             lora=LoraSpec(rank=1024, blocks=24),
             image_attention="bidirectional",

@@ -126,11 +126,21 @@ class Progress:
                 file.write(line + "\n")
 
 
+def cast(model: Any, dtype: torch.dtype) -> None:
+    """All weights to `dtype`, in place. `model.to` would also round the rotary frequencies, which
+    are buffers that no file keeps: training would go on with others than the shipped model has."""
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
+
+
 def save(model: Any, folder: Path) -> None:
     """Write `model` as bf16 safetensors of at most 4 MB a file; the model itself keeps fp32."""
-    kept = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
-    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size=SHARD)
-    model.to(torch.float32).load_state_dict(kept)
+    kept = [weight.detach().clone() for weight in model.parameters()]
+    cast(model, torch.bfloat16)
+    model.save_pretrained(folder, max_shard_size=SHARD)
+    cast(model, torch.float32)
+    for weight, value in zip(model.parameters(), kept, strict=True):
+        weight.data.copy_(value)
     for path in folder.iterdir():
         path.chmod(0o644)  # safetensors are written for their owner only; a package is for all
 

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from oculi.testbed import language, playroom, tokenizer
+from oculi.testbed import language, tokenizer
 from oculi.testbed.build_common import (
     Optimisers,
     Plan,
     Progress,
     batches,
+    cast,
     compiled,
     save,
     setup,
@@ -38,9 +39,8 @@ EMBEDDING = 0.06  # standard deviation at the start; transformers' default is 0.
 POOL = 1024  # dialogues that are sorted by length together
 # Copying is mastered first (a loss of 0.2 a token), then single objects and lists are read.
 COPYING, PRIMER = 350, 550
-IGNORE = -100
 SYSTEM = "You are a helpful assistant."
-Tokens = tuple[list[int], list[int]]  # ids, labels (IGNORE outside replies)
+Tokens = tuple[list[int], list[float]]  # ids, and what each counts in the loss (0: no reply)
 
 
 def new_model(vocabulary: int, pad: int, end: int) -> Any:
@@ -73,7 +73,11 @@ def chat(prompt: str) -> str:
 
 
 def encode_turns(talks: Sequence[Sequence[language.Turn]], encode: Any) -> list[Tokens]:
-    """Return ids and labels of dialogues; one in sixteen begins with a system prompt."""
+    """Return ids and weights of dialogues; one in sixteen begins with a system prompt.
+
+    A reply of n tokens weighs sqrt(n) in all: by tokens alone a letter or a yes would hardly count
+    beside a list, and by replies alone a list hardly beside them.
+    """
     pieces = []
     for number, turns in enumerate(talks):
         lead = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n" if number % 16 == 0 else ""
@@ -84,12 +88,12 @@ def encode_turns(talks: Sequence[Sequence[language.Turn]], encode: Any) -> list[
     made = []
     for turns in talks:
         ids: list[int] = []
-        labels: list[int] = []
+        weights: list[float] = []
         for _ in turns:
             prompt, reply = next(encoded).ids, next(encoded).ids
             ids += prompt + reply
-            labels += [IGNORE] * len(prompt) + reply
-        made.append((ids, labels))
+            weights += [0.0] * len(prompt) + [len(reply) ** -0.5] * len(reply)
+        made.append((ids, weights))
     return made
 
 
@@ -117,16 +121,16 @@ def loss(model: Any, batch: Sequence[Tokens], pad: int) -> tuple[torch.Tensor, f
     """Return the weighted loss of a batch, and the loss of its replies alone for the log."""
     length = max(len(ids) for ids, _ in batch)
     ids_BT = torch.full((len(batch), length), pad)
-    labels_BT = torch.full((len(batch), length), IGNORE)
-    for row, (ids, labels) in enumerate(batch):
+    weights_BT = torch.zeros(len(batch), length)
+    for row, (ids, weights) in enumerate(batch):
         ids_BT[row, : len(ids)] = torch.tensor(ids)
-        labels_BT[row, : len(ids)] = torch.tensor(labels)
+        weights_BT[row, : len(ids)] = torch.tensor(weights)
     logits = model(input_ids=ids_BT).logits[:, :-1]  # padding is on the right: no mask is needed
     each = F.cross_entropy(logits.flatten(0, 1).float(), ids_BT[:, 1:].flatten(), reduction="none")
     real = (ids_BT[:, 1:] != pad).flatten()
-    reply = (labels_BT[:, 1:] != IGNORE).flatten()
-    replies = each[reply].mean()
-    return replies + CONTEXT * each[real & ~reply].mean(), float(replies.detach())
+    weight = weights_BT[:, 1:].flatten()
+    replies = (weight * each).sum() / weight.sum()
+    return replies + CONTEXT * each[real & (weight == 0)].mean(), float(replies.detach())
 
 
 @torch.no_grad()
@@ -157,7 +161,7 @@ def evaluate(model: Any, tok: Any, n: int) -> dict[str, dict[str, float]]:
     model.eval()
     sets = {
         f"level {level}": [language.reading(level, "test", number) for number in range(n)]
-        for level in playroom.LEVELS
+        for level in language.LEVELS
     }
     sets["drills"] = [language.drill("test", number, 1)[0] for number in range(n)]
     sets["skills"] = [language.Turn(*language.skills("test", number)) for number in range(n)]
@@ -197,7 +201,8 @@ def build(folder: Path, quick: bool, log: Path | None = None, plan: Plan = PLAN)
             tok.save_pretrained(folder)
     save(model, folder)
     tok.save_pretrained(folder)
-    model.to(torch.bfloat16).to(torch.float32)  # score what is shipped
+    cast(model, torch.bfloat16)  # score what is shipped
+    cast(model, torch.float32)
     scores = evaluate(model, tok, 21 if quick else 2100)
     progress.say(str(scores))
     return {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from oculi.testbed.questions import Question, as_choice
+from oculi.testbed.questions import LETTERS, MARKS, Question, as_choice
 from oculi.testbed.vocabulary import Dice
 from oculi.testbed.words import WORDS
 
@@ -64,6 +64,10 @@ _ASK: dict[str, tuple[str, ...]] = {
     "after": ("What comes after {}?", "Which follows {}?", "Name the one after {}."),
     "before": ("What comes before {}?", "Which one is before {}?", "Name the one before {}."),
 }
+_LETTERS = {
+    "letter": ("Which letter has {}?", "{} is at which letter?", "Give the letter of {}."),
+    "option": ("What is {}?", "What does {} say?", "Write out {}."),
+}
 _UPPER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _FIRST = ("{text}\n{question}", "{text}\n\nQuestion: {question}", "{question}\n\n{text}")
 
@@ -95,6 +99,22 @@ def record(n: int, roll: Dice) -> tuple[str, list[Question]]:
         for kind in kinds[:n]
     ]
     return roll.pick(_RECORDS).format(**fields), asked
+
+
+def options(n: int, roll: Dice) -> tuple[str, list[Question]]:
+    """Return two to four lettered words as text, and `n` questions from word to letter and back."""
+    words = _different(2 + roll.below(3), roll)
+    mark = roll.pick(MARKS)
+    asked = []
+    for _ in range(n):
+        spot = roll.below(len(words))
+        kind = roll.pick(("letter", "letter", "option"))
+        about, answer = words[spot], LETTERS[spot]
+        if kind == "option":
+            about, answer = answer, about
+        asked.append(Question(kind, roll.pick(_LETTERS[kind]).format(about), answer))
+    lines = [mark.format(letter, word) for letter, word in zip(LETTERS, words, strict=False)]
+    return "\n".join(lines), asked
 
 
 def _table(kind: str, keys: Sequence[str], values: Sequence[int], roll: Dice) -> tuple[str, ...]:
@@ -156,7 +176,7 @@ def pairs(n: int, roll: Dice) -> tuple[str, list[Question]]:
     words = _different(6, roll)  # a word in both places would be counted in one of them
     firsts, seconds = words[:3], words[3:]
     rows = [(roll.pick(firsts), roll.pick(seconds)) for _ in range(2 + roll.below(4))]
-    asked = []
+    asked: list[Question] = []
     for kind in roll.shuffled(("count", "member", "member", "first", "last", "after", "before")):
         found = _row(kind, rows, roll)
         if found is None or len(asked) == n:

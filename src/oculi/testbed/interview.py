@@ -98,5 +98,5 @@ def interview(scene: Scene, n: int, roll: Dice) -> list[Question]:
     for kind in roll.shuffled(playroom.kinds(scene.level)):
         plan = _plan(kind, scene, roll)
         if plan is not None and len(asked) < n:
-            asked.append(module.ask(plan, scene, "text", roll.below(5) == 0, roll))
+            asked.append(module.ask(plan, scene, "text", roll.below(3) == 0, roll))
     return asked

@@ -20,6 +20,8 @@ from oculi.testbed.vocabulary import (
 )
 
 KINDS = ("colour", "shape", "size", "position", "existence", "description")
+PAIR_KINDS = KINDS
+SIZE = (84, 84)
 BANDS = {"small": (0.30, 0.40), "medium": (0.46, 0.54), "large": (0.60, 0.70)}
 _ROOM = ((0.0, 0.2), (0.4, 0.6), (0.8, 1.0))  # parts of the free room that the places take
 

@@ -22,6 +22,8 @@ from oculi.testbed.vocabulary import (
 )
 
 KINDS = ("attribute", "count", "relation", "existence", "comparison", "description")
+PAIR_KINDS = KINDS
+SIZE = (84, 84)
 BANDS = {"small": (0.15, 0.18), "medium": (0.21, 0.24), "large": (0.27, 0.30)}
 GAP = 0.03  # least distance of two objects' squares
 ACROSS = 0.05  # least distance of two centres from left to right
@@ -60,7 +62,7 @@ _COMPARISON = (
     "The {a} or the {b}: which is {word}?",
     "Of the {a} and the {b}, which is {word}?",
 )
-_FORMS = (
+FORMS = (
     ("a SIZE COLOUR SHAPE, a SIZE COLOUR SHAPE", "a {0.size} {0.colour} {0.shape}", ", "),
     ("SIZE COLOUR SHAPE; SIZE COLOUR SHAPE", "{0.size} {0.colour} {0.shape}", "; "),
     ("COLOUR SHAPE, COLOUR SHAPE", "{0.colour} {0.shape}", ", "),
@@ -82,7 +84,7 @@ _TWINS = (
 )  # fmt: skip
 
 
-def _traits(roll: Dice, pairs: Sequence[Pair], keep: Callable[[Traits], bool]) -> Traits:
+def some_traits(roll: Dice, pairs: Sequence[Pair], keep: Callable[[Traits], bool]) -> Traits:
     """Return traits drawn evenly from those that `keep` accepts."""
     while True:
         trait = Traits(*roll.pick(pairs), roll.pick(SIZES))
@@ -90,12 +92,12 @@ def _traits(roll: Dice, pairs: Sequence[Pair], keep: Callable[[Traits], bool]) -
             return trait
 
 
-def _with_value(roll: Dice, pairs: Sequence[Pair], attribute: str, value: str) -> Traits:
+def with_value(roll: Dice, pairs: Sequence[Pair], attribute: str, value: str) -> Traits:
     """Return traits whose `attribute` is `value`."""
-    return _traits(roll, pairs, lambda trait: trait.value(attribute) == value)
+    return some_traits(roll, pairs, lambda trait: trait.value(attribute) == value)
 
 
-def _values(pairs: Sequence[Pair], attribute: str) -> list[str]:
+def values_of(pairs: Sequence[Pair], attribute: str) -> list[str]:
     """Return the values of `attribute` that objects with these pairs can have."""
     if attribute == "size":
         return list(SIZES)
@@ -107,9 +109,9 @@ def _attribute(split: str, n: int, roll: Dice) -> Plan:
     """One attribute of the only object with a given value of another."""
     pairs, subjects = allowed_pairs(split), subject_pairs(split)
     about, by = roll.some(("colour", "shape", "size"), 2)
-    subject = _with_value(roll, subjects, about, roll.pick(_values(subjects, about)))
+    subject = with_value(roll, subjects, about, roll.pick(values_of(subjects, about)))
     rest = [
-        _traits(roll, pairs, lambda trait: trait.value(by) != subject.value(by))
+        some_traits(roll, pairs, lambda trait: trait.value(by) != subject.value(by))
         for _ in range(n - 1)
     ]
     value = subject.value(by)
@@ -121,24 +123,24 @@ def _count(split: str, n: int, roll: Dice) -> Plan:
     pairs, subjects = allowed_pairs(split), subject_pairs(split)
     about, k = roll.pick(("colour", "shape", "size")), roll.below(5)
     n = max(k, n) if k > 2 else n
-    value = roll.pick(_values(subjects, about))
+    value = roll.pick(values_of(subjects, about))
     traits = []
     for number in range(n):
         source = subjects if number == 0 else pairs
         if number < k:
-            traits.append(_with_value(roll, source, about, value))
+            traits.append(with_value(roll, source, about, value))
         else:
-            traits.append(_traits(roll, source, lambda trait: trait.value(about) != value))
+            traits.append(some_traits(roll, source, lambda trait: trait.value(about) != value))
     return Plan("count", tuple(traits), str(k), about, value=value)
 
 
 def _named(split: str, n: int, roll: Dice, sizes_differ: bool) -> list[Traits]:
     """Return `n` objects with different pairs, the first a subject of the split."""
     pairs = allowed_pairs(split)
-    traits = [_traits(roll, subject_pairs(split), lambda trait: True)]
+    traits = [some_traits(roll, subject_pairs(split), lambda trait: True)]
     while len(traits) < n:
         seen = {trait.pair for trait in traits}
-        other = _traits(roll, pairs, lambda trait: trait.pair not in seen)  # noqa: B023
+        other = some_traits(roll, pairs, lambda trait: trait.pair not in seen)  # noqa: B023
         if len(traits) > 1 or not sizes_differ or other.size != traits[0].size:
             traits.append(other)
     return traits
@@ -166,7 +168,7 @@ def _existence(split: str, n: int, roll: Dice) -> Plan:
     With yes, too, another object may share an attribute, so that partial matches tell nothing.
     """
     pairs, yes = allowed_pairs(split), roll.coin()
-    subject = _traits(roll, subject_pairs(split), lambda trait: True)
+    subject = some_traits(roll, subject_pairs(split), lambda trait: True)
     asked = subject if yes else changed(subject, roll, ("colour", "shape"), pairs)
     traits = [subject]
     if roll.coin():
@@ -175,10 +177,10 @@ def _existence(split: str, n: int, roll: Dice) -> Plan:
             shared = "shape"
         value = asked.value(shared)
         traits.append(
-            _traits(roll, pairs, lambda t: t.value(shared) == value and t.pair != asked.pair)
+            some_traits(roll, pairs, lambda t: t.value(shared) == value and t.pair != asked.pair)
         )
     while len(traits) < n:
-        traits.append(_traits(roll, pairs, lambda trait: trait.pair != asked.pair))
+        traits.append(some_traits(roll, pairs, lambda trait: trait.pair != asked.pair))
     return Plan("existence", tuple(traits), "yes" if yes else "no", pair=asked.pair)
 
 
@@ -187,7 +189,7 @@ def _description(split: str, n: int, roll: Dice) -> Plan:
     return Plan("description", tuple(_named(split, n, roll, sizes_differ=False)))
 
 
-_PLANS: dict[str, Callable[[str, int, Dice], Plan]] = {
+PLANS: dict[str, Callable[[str, int, Dice], Plan]] = {
     "attribute": _attribute,
     "count": _count,
     "relation": _relation,
@@ -199,7 +201,7 @@ _PLANS: dict[str, Callable[[str, int, Dice], Plan]] = {
 
 def plan(kind: str, split: str, roll: Dice) -> Plan:
     """Return the plan of one item: the answer is drawn first, evenly, and the objects to fit."""
-    return _PLANS[kind](split, 2 + roll.below(3), roll)
+    return PLANS[kind](split, 2 + roll.below(3), roll)
 
 
 def _clear(spots: Sequence[Spot], new: Spot) -> bool:
@@ -213,7 +215,7 @@ def _clear(spots: Sequence[Spot], new: Spot) -> bool:
     return True
 
 
-def _related(
+def related_spots(
     radii: Sequence[float], relation: str, room: tuple[float, float], roll: Dice
 ) -> list[Spot]:
     """Return two spots of which the first lies `relation` of the second."""
@@ -247,7 +249,7 @@ def arrange(plan: Plan, size: tuple[int, int], roll: Dice) -> Scene:
     radii = [extent(trait.size, BANDS, roll) for trait in plan.traits]
     for _ in range(1000):
         related = plan.kind == "relation"
-        spots = _related(radii[:2], plan.answer, room, roll) if related else []
+        spots = related_spots(radii[:2], plan.answer, room, roll) if related else []
         for _ in range(60):
             if len(spots) == len(radii):
                 return finish(2, plan.traits, spots, size, roll)
@@ -258,7 +260,7 @@ def arrange(plan: Plan, size: tuple[int, int], roll: Dice) -> Scene:
     raise DataError(f"playroom: {len(radii)} objects do not fit in a picture of {size} pixels")
 
 
-def _what(attribute: str, value: str, plural: bool = False) -> str:
+def named_by(attribute: str, value: str, plural: bool = False) -> str:
     """Return how an object with this value is named: "star", "red object", "large objects"."""
     name = value if attribute == "shape" else f"{value} object"
     return name + ("es" if name.endswith("s") else "s") * plural
@@ -268,7 +270,7 @@ def _ask_description(
     scene: Scene, split: str, choice: bool, roll: Dice
 ) -> tuple[Question, list[str]]:
     """Return the request for a description and wrong ones: a changed object, another order."""
-    shown, form, joint = roll.pick(_FORMS)
+    shown, form, joint = roll.pick(FORMS)
     items: list[Traits] = list(scene.objects)
 
     def text(traits: Sequence[Traits]) -> str:
@@ -293,11 +295,11 @@ def ask(plan: Plan, scene: Scene, split: str, choice: bool, roll: Dice) -> Quest
         limit = 3  # the longest options by far
     else:
         if kind == "attribute":
-            what = _what(plan.by, plan.value)
+            what = named_by(plan.by, plan.value)
             text = roll.pick(_ATTRIBUTE).format(about=plan.about, what=what)
             wrong = list(VALUES[plan.about])
         elif kind == "count":
-            what = _what(plan.about, plan.value, plural=True)
+            what = named_by(plan.about, plan.value, plural=True)
             text, wrong = roll.pick(_COUNT).format(what=what), list("01234")
         elif kind == "relation":
             text, wrong = roll.pick(_RELATION).format(a=first, b=second), list(RELATIONS)

@@ -20,10 +20,9 @@ _PURPOSE = {
     "llm": (
         "Qwen2 language model and tokenizer, pre-trained on the testbed's language: scenes "
         "described in words, and skills such as arithmetic, spelling and sorting. It has seen no "
-        "picture. Scores: per cent of replies exactly right on held-out texts, a fifth of them "
-        "multiple choice. It reads open questions on one object and writes descriptions; multiple "
-        "choice, existence, counting, relations and comparisons are near chance, and of the "
-        "skills only copying is partly learnt."
+        "picture. Scores: per cent of replies exactly right on held-out texts, a fifth of "
+        "Playroom's multiple choice; drills are lists and records of random words. Chance is 50 "
+        "for existence and comparison, 20 to 25 for count and relation and for multiple choice."
     ),
     "aimv2": (
         "AIMv2 vision tower for 84 x 84 pixels, the teacher. Trained on Playroom pictures with "
@@ -111,6 +110,7 @@ def card(manifest: dict[str, Any]) -> str:
             f"(`{part['command']}`).",
             "",
         ]
+        lines += [part["note"], ""] if "note" in part else []
         for group, scores in part["metrics"].items():
             shown = ", ".join(f"{kind} {score}" for kind, score in scores.items())
             lines.append(f"- {group}: {shown}")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from oculi.testbed.scene import Traits
 from oculi.testbed.vocabulary import COLOURS, PLACES, SHAPES, SIZES, Dice
 
+T = TypeVar("T")
+
 LETTERS = "ABCD"
+MARKS = ("{}. {}", "{}) {}", "({}) {}")
 VALUES: dict[str, tuple[str, ...]] = {
     "colour": tuple(COLOURS),
     "shape": SHAPES,
@@ -40,7 +44,7 @@ def as_choice(question: Question, wrong: Sequence[str], roll: Dice, n: int = 4) 
     """Return `question` with its answer among up to `n` shuffled options, lettered from A."""
     others = [option for option in dict.fromkeys(wrong) if option != question.answer]
     options = roll.shuffled([question.answer, *roll.some(others, n - 1)])
-    mark = roll.pick(("{}. {}", "{}) {}", "({}) {}"))
+    mark = roll.pick(MARKS)
     lines = [
         mark.format(letter, option)
         for letter, option in zip(LETTERS[: len(options)], options, strict=True)
@@ -64,3 +68,12 @@ def changed(
         same = other.value(attribute) == trait.value(attribute)
         if not same and (other.pair == trait.pair or other.pair in pairs):
             return other
+
+
+def crossed(truth: T, first: Callable[[T], T], second: Callable[[T], T]) -> list[T]:
+    """Return `truth` with either change and with both: wrong options that give nothing away.
+
+    Were each option one change from the truth, the truth would be the one most like all others;
+    so each of the four has two neighbours and an opposite. The changes must not undo each other.
+    """
+    return [first(truth), second(truth), second(first(truth))]

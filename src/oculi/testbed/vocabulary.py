@@ -78,6 +78,11 @@ class Dice:
             self._words = self._bits.random_raw(32).tolist()[::-1]
         return self._words.pop()
 
+    def noise(self, n: int) -> np.ndarray:
+        """Return `n` random bytes (n,) uint8, for pictures: one call is one stretch of the stream."""
+        words = self._bits.random_raw(-(-n // 8)).astype("<u8")
+        return words.view(np.uint8)[:n]
+
     def below(self, n: int) -> int:
         """Return an integer in [0, n)."""
         return (self._word() * n) >> 64

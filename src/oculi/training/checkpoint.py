@@ -20,8 +20,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from oculi.errors import CheckpointError
+from oculi.model import OculiForConditionalGeneration
 from oculi.model.lora import canonical_name
 
 MANIFEST = "MANIFEST.json"
@@ -36,7 +38,7 @@ class State:
         stage: number of the stage. step: steps done in it. total_steps: over all stages.
         lora: whether LoRA is in the model.
         base: folder or id that the tensors are changes to.
-        base_tensors: SHA-256 of every tensor of the base LLM, by name.
+        base_tensors: SHA-256 of every tensor of the base LLM and of a vision tower, by name.
         seconds: spent training so far.
     """
 
@@ -57,7 +59,7 @@ def stage_folder(run: Path, base: str) -> Path | None:
 
 
 def tensor_hashes(module: nn.Module) -> dict[str, str]:
-    """SHA-256 of each parameter of an LLM (its name, dtype, shape and bytes), without its LoRA."""
+    """SHA-256 of each parameter of a model (its name, dtype, shape and bytes), without its LoRA."""
     hashes = {}
     for name, parameter in module.named_parameters():
         name = canonical_name(name)
@@ -70,10 +72,25 @@ def tensor_hashes(module: nn.Module) -> dict[str, str]:
     return hashes
 
 
+def base_hashes(model: OculiForConditionalGeneration) -> dict[str, str]:
+    """Of all that a run takes as it is: the LLM by its own names, a tower's tensors as ``vision.*``."""
+    hashes = tensor_hashes(model.llm)
+    for part, module in model.vision.named_children():
+        if isinstance(module, PreTrainedModel):
+            found = tensor_hashes(module)
+            hashes |= {f"vision.{part}.{name}": value for name, value in found.items()}
+    return hashes
+
+
 def check_base(found: Mapping[str, str], expected: Mapping[str, str], base: str) -> None:
     """Raises CheckpointError naming the first tensor in which two bases differ."""
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
+            if name.startswith("vision."):
+                raise CheckpointError(
+                    f"the vision tower is not the one that this run was trained on: {name} differs. "
+                    "Put the original one where the recipe's model.vision.init_from says"
+                )
             raise CheckpointError(
                 f"{base} is not the LLM that this run was trained on: {name} differs. Give the "
                 "original one with --base"

@@ -28,7 +28,7 @@ from oculi.objectives import build_objectives
 from oculi.recipe import Recipe, Stage
 from oculi.recipe import load as load_recipe
 from oculi.training import checkpoint as ckpt
-from oculi.training.build import DTYPES, add_lora, build_model, build_processor
+from oculi.training.build import DTYPES, add_lora, build_model, build_processor, cast
 from oculi.training.log import RunLog
 from oculi.training.loop import run_stage
 from oculi.training.module import TrainModule, canonical_parameters, freeze, learning_rates
@@ -174,7 +174,7 @@ class Run:
             )
         folder, exported = self._folder(number), not has_lora(self.model)
         if exported:
-            self.model.to(DTYPES[self.recipe.model.dtype])
+            cast(self.model, DTYPES[self.recipe.model.dtype])
             if not folder.exists():
                 name = f"{self.recipe.name}, after {stage.name}"
                 export(self.model, self.processor, folder, name, self.recipe.summary)
@@ -205,14 +205,15 @@ class Run:
         self.processor = build_processor(spec)
         self.model = build_model(spec, self.processor, self.recipe.seed)
         self.base = spec.llm if spec.llm.startswith("testbed:") else resolve(spec.llm)
-        self.base_tensors = ckpt.tensor_hashes(self.model.llm)
+        self.base_tensors = ckpt.base_hashes(self.model)
         if spec.lora is not None and lora:
             add_lora(self.model, spec, self.recipe.seed)
 
     def _from_folder(self, folder: Path) -> None:
         self.model, self.processor = load_exported(folder)
+        self.model.llm.set_attn_implementation(self.recipe.model.attention)
         self.base = str(folder.relative_to(self.out))
-        self.base_tensors = ckpt.tensor_hashes(self.model.llm)
+        self.base_tensors = ckpt.base_hashes(self.model)
 
     def _restore(self, module: TrainModule) -> None:
         """Tensors of a checkpoint or of the stage before; heads that this stage lacks are dropped."""

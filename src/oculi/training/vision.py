@@ -1,0 +1,92 @@
+"""From a recipe's vision spec to the vision part's configuration and the weights it starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from oculi.errors import RecipeError
+from oculi.hub import resolve
+from oculi.model.patch_embed_oculi import CLIP_MEAN, CLIP_STD
+from oculi.objectives.teacher import load_patch_embedding, load_tower, normalisation
+from oculi.recipe import PatchEmbedSpec, TowerSpec, VisionSpec
+
+_NOT_OF_THE_TOWER = ("_name_or_path", "architectures", "transformers_version", "dtype")
+
+
+@dataclass(frozen=True)
+class VisionStart:
+    """``config`` is the model's ``vision_config``; ``weights`` have the part's own names."""
+
+    config: dict[str, Any]
+    weights: dict[str, Tensor]
+
+    @torch.no_grad()
+    def load(self, vision: nn.Module, origin: str | None) -> None:
+        """Copy the weights into the part; raises RecipeError where one has another shape."""
+        own = vision.state_dict()
+        for name, value in self.weights.items():
+            if own[name].shape != value.shape:
+                raise RecipeError(
+                    f"model.vision: {name} is {tuple(own[name].shape)} here but {tuple(value.shape)} "
+                    f"in {origin}: take its patch_size, width and grid, or no init_from"
+                )
+            own[name].copy_(value)
+
+
+def vision_start(spec: VisionSpec) -> VisionStart:
+    """Read what the spec names.
+
+    Raises:
+        CheckpointError: ``init_from`` is not there, damaged, or no vision tower.
+        RecipeError: it has no such layer.
+    """
+    return _PARTS[type(spec)](spec)
+
+
+def mean_and_deviation(spec: VisionSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Of pixels, as the weights that start the vision part were trained with."""
+    if spec.init_from is None:
+        return CLIP_MEAN, CLIP_STD
+    return normalisation(resolve(spec.init_from))
+
+
+def _patch_embed(spec: PatchEmbedSpec) -> VisionStart:
+    weights = load_patch_embedding(spec.init_from) if spec.init_from else {}
+    width, grid = spec.width, spec.grid
+    if weights:
+        width = width or weights["patch.weight"].shape[0]
+    if grid is None and "position" in weights:
+        side = round(len(weights["position"]) ** 0.5)
+        grid = (side, side)
+    config = {"patch_size": spec.patch_size, "width": width, "grid": list(grid or (32, 32))}
+    return VisionStart(_common(spec) | config, weights)
+
+
+def _tower(spec: TowerSpec) -> VisionStart:
+    model: Any = load_tower(spec.init_from)
+    states = model.config.num_hidden_layers + 1
+    if not -states <= spec.layer < states:
+        raise RecipeError(
+            f"model.vision.layer: {spec.init_from} has states {-states} to {states - 1}, none at "
+            f"{spec.layer}"
+        )
+    weights = {f"tower.{name}": value for name, value in model.state_dict().items()}
+    tower = {k: v for k, v in model.config.to_dict().items() if k not in _NOT_OF_THE_TOWER}
+    config = {"patch_size": spec.patch_size, "tower": tower, "layer": spec.layer}
+    return VisionStart(_common(spec) | config, weights)
+
+
+def _common(spec: VisionSpec) -> dict[str, Any]:
+    mean, deviation = mean_and_deviation(spec)
+    return {"kind": spec.kind, "image_mean": list(mean), "image_std": list(deviation)}
+
+
+_PARTS: dict[type, Callable[[Any], VisionStart]] = {
+    PatchEmbedSpec: _patch_embed,
+    TowerSpec: _tower,
+}
