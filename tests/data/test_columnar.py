@@ -24,6 +24,7 @@ from datafiles import (
     write_parquet,
 )
 from oculi.data import arrowrows, columnar, parquetrows
+from oculi.data.check import check
 from oculi.data.formats import BadRow, FileScan, FileSource
 from oculi.errors import DataError
 
@@ -165,7 +166,7 @@ def test_an_arrow_file_cut_anywhere_keeps_the_batches_before(
     ends = [end for _, _, end in container._groups(container._reader())]
     assert len(ends) == 3
     data = path.read_bytes()
-    for cut in range(ends[0], ends[2] + 4):
+    for cut in (*range(ends[0], ends[2] + 4, 13), *ends):
         path.write_bytes(data[:cut])
         good, bad = read(path)
         assert len(good) == min(5, 2 * sum(end <= cut for end in ends))
@@ -256,6 +257,15 @@ def test_reading_in_order_decodes_each_block_once(
     assert seen == [4] * 10
     assert [source[i].id for i in (39, 0, 21)] == ["39", "0", "21"]
     assert len(seen) == 10  # all of it fits what is kept
+
+
+def test_large_row_groups_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_parquet(tmp_path)
+    assert check([path]).notes == []
+    monkeypatch.setattr(parquetrows, "SLOW_BYTES", 100)
+    (note,) = check([path]).notes
+    assert note.startswith(f"{path}: row groups of up to 0 MiB")
+    assert f"note: {note}" in list(check([path]).lines())
 
 
 def test_only_so_much_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

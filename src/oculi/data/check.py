@@ -43,6 +43,7 @@ class Report:
     duplicates: int = 0
     literal_placeholders: int = 0
     sizes: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
     bad_rows: list[BadRow] = field(default_factory=list)
 
     @property
@@ -67,6 +68,8 @@ class Report:
             f"good rows: {self.with_images} with images, {self.without_images} without; "
             f"{self.images} images, {self.turns} turns"
         )
+        for note in self.notes:
+            yield f"note: {note}"
         if self.duplicates:
             yield f"duplicate ids: {self.duplicates} (allowed; each row is used)"
         if self.literal_placeholders:
@@ -155,6 +158,7 @@ def _check_file(rows: FileScan, decode: bool, report: Report) -> Iterator[None]:
     report.formats[name] = rows.form
     report.containers[name] = rows.container.kind
     report.duplicates += rows.duplicates
+    report.notes += [f"{name}: {rows.container.note}"] if rows.container.note else []
     rows.container.close()
 
 

@@ -44,7 +44,8 @@ class Container:
     """A data file. Holds no open file when pickled and shares no file position with anyone.
 
     Making one raises DataError when the file cannot be had; `rows` and `read` raise it when the
-    file cannot be opened or was changed in between.
+    file cannot be opened or was changed in between. `note` is advice about the file, where reading
+    it has given any.
     """
 
     kind: ClassVar[str] = ""
@@ -53,6 +54,7 @@ class Container:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.done = 0
+        self.note = ""
         self._fd: int | None = None
         self._state = self._status()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import re
 import stat
 from collections.abc import Callable
@@ -110,11 +111,9 @@ def _in_folder(folder: Path) -> list[Path]:
     shards = {kind: _of_kind(files, kind) for kind in KINDS}
     chosen = [kind for kind in _SURE if shards[kind]]
     if not chosen:
-        for below in files:
-            if below.is_dir() and any(_of_kind(list(below.iterdir()), kind) for kind in _SURE):
-                raise DataError(
-                    f"{folder}: the data files lie below; give a folder such as {below}"
-                )
+        below = next(filter(_leads_to_shards, files), None)
+        if below is not None:
+            raise DataError(f"{folder}: the data files lie below; give a folder such as {below}")
         if _has_captions(files):
             return [folder]
         chosen = [kind for kind in KINDS if shards[kind]]
@@ -122,6 +121,14 @@ def _in_folder(folder: Path) -> list[Path]:
         names = " and ".join(shards[kind][0].name for kind in chosen)
         raise DataError(f"{folder}: holds several kinds of files, as {names}; give a pattern")
     return shards[chosen[0]] if chosen else [folder]
+
+
+def _leads_to_shards(below: Path) -> bool:
+    """Whether a folder holds shards, by the first of its files: it may hold thousands."""
+    if not below.is_dir():
+        return False
+    files = list(itertools.islice(below.iterdir(), 100))
+    return any(_of_kind(files, kind) for kind in _SURE)
 
 
 def _of_kind(files: list[Path], kind: Kind) -> list[Path]:

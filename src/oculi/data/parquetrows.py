@@ -13,6 +13,7 @@ from oculi.data.forms import KEYS
 # Of a row group no more is decoded at once, however large its writer made it.
 BLOCK_BYTES: Final = 32 * 2**20
 BLOCK_ROWS: Final = 1024
+SLOW_BYTES: Final = 64 * 2**20
 # Rows of real data take bytes; more than this in a file of so many are a bomb.
 _ROWS_PER_BYTE: Final = 64
 _ROWS_FREE: Final = 2**20
@@ -44,6 +45,12 @@ class ParquetRows(Columnar):
             lambda: [data.row_group(group).num_rows for group in range(data.num_row_groups)],
             "has a damaged table of contents",
         )
+        sizes = [data.row_group(group).total_byte_size for group in range(len(counts))]
+        if max(sizes, default=0) > SLOW_BYTES and len(counts) < sum(counts):
+            self.note = (
+                f"row groups of up to {max(sizes) // 2**20} MiB: in random order about half of one "
+                "is decoded for every sample; write smaller ones (docs/data.md)"
+            )
         total = sum(counts)
         if min(counts, default=0) < 0 or total > _ROWS_FREE + _ROWS_PER_BYTE * self.size:
             wrong(f"claims {total} rows in {self.size} bytes")
