@@ -203,6 +203,9 @@ class Stage(Strict):
     schedule: Literal["constant", "cosine"] = "constant"
     weight_decay: Rate = 0.0
     betas: tuple[Decay, Decay] = (0.9, 0.999)
+    muon: tuple[str, ...] = Field(
+        (), description="globs of trained matrices that Muon updates, AdamW the rest"
+    )
     clip: Float | None = Field(1.0, gt=0)
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     workers: Int = Field(1, ge=0)

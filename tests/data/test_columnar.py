@@ -107,6 +107,13 @@ def test_two_columns_of_one_name(write: Callable[..., Path], tmp_path: Path) -> 
     assert 'two columns are named "prompt"' in refusal(write(tmp_path, made))
 
 
+@both
+def test_a_name_that_is_no_utf8(write: Callable[..., Path], tmp_path: Path) -> None:
+    path = write(tmp_path, pa.table({"prompt": ["q"], "response": ["a"], "zzzz": [1]}))
+    path.write_bytes(path.read_bytes().replace(b"zzzz", b"\xff\xfezz"))
+    assert "damaged schema" in refusal(path) or "no Parquet file" in refusal(path)
+
+
 def test_a_dictionary_encoded_arrow_file_is_refused(tmp_path: Path) -> None:
     made = pa.table({"prompt": ["a"], "response": pa.array(["b"]).dictionary_encode()})
     assert 'the column "response" is dictionary-encoded' in refusal(write_arrow(tmp_path, made))

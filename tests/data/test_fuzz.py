@@ -140,15 +140,18 @@ def looked_at(sample: Sample) -> None:
 
 @pytest.mark.parametrize("write", WRITERS)
 @fuzzed
-@given(edits=EDITS, cut=CUTS)
+@given(edits=EDITS, flips=st.lists(PLACES, max_size=3), cut=CUTS)
 def test_damaged_files_give_rows_or_reasons(
     write: Callable[[Path], Path],
     tmp_path_factory: pytest.TempPathFactory,
     edits: list[tuple[int, int, bytes]],
+    flips: list[int],
     cut: int | None,
 ) -> None:
     path, whole = valid(write, tmp_path_factory.getbasetemp())
     data = bytearray(whole)
+    for flip in flips:
+        data[flip * (len(data) - 1) // 10**6] ^= 1 << flip % 8
     for place, count, new in edits:
         at = place * len(data) // 10**6
         data[at : at + count] = new

@@ -57,6 +57,29 @@ def read(question: Question, table: dict[str, int]) -> str:
     return rules[question.kind]()
 
 
+def test_words_are_listed_and_looked_up_truly() -> None:
+    answers = defaultdict(list)
+    for index in range(3 * N):
+        text, asked = drills.words(4, Dice(index))
+        listed = re.split(r"[,;]? |\n", text)
+        for question in asked:
+            first, answer = question.text.split("\n")[0], said(question)
+            named = [word for word in listed if re.search(rf"\b{word}\b", first)]
+            rules = {
+                "member": lambda: "yes" if named else "no",  # noqa: B023
+                "total": lambda: str(len(listed)),  # noqa: B023
+                "first": lambda: listed[0],  # noqa: B023
+                "last": lambda: listed[-1],  # noqa: B023
+                "after": lambda: listed[listed.index(named[0]) + 1],  # noqa: B023
+                "before": lambda: listed[listed.index(named[0]) - 1],  # noqa: B023
+            }
+            if question.kind != "member" and "one" in named:  # "Name the one after ..."
+                continue
+            assert answer == rules[question.kind](), (text, question)
+            answers[question.kind].append(answer)
+    assert 0.4 < answers["member"].count("yes") / len(answers["member"]) < 0.6
+
+
 def test_a_table_is_read_truly() -> None:
     for index in range(N):
         text, asked = drills.table(8, Dice(index))

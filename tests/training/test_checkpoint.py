@@ -38,7 +38,7 @@ def optimizer(steps: int = 1) -> torch.optim.Optimizer:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    return ckpt.save(tmp_path / "checkpoints", STATE, tensors(), optimizer())
+    return ckpt.save(tmp_path / "checkpoints", STATE, tensors(), optimizer().state_dict())
 
 
 def test_what_is_saved_comes_back(saved: Path) -> None:
@@ -142,10 +142,10 @@ def test_a_kill_while_saving_leaves_the_one_before(
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", killed)
         with pytest.raises(KeyboardInterrupt):
-            ckpt.save(saved.parent, STATE, tensors(), optimizer())
+            ckpt.save(saved.parent, STATE, tensors(), optimizer().state_dict())
     assert (saved.parent / "step-0000007.partial").is_dir()
     assert ckpt.newest(saved.parent) == saved and ckpt.load(saved)[0] == STATE
-    ckpt.save(saved.parent, STATE, {"new": torch.ones(1)}, optimizer())  # over both
+    ckpt.save(saved.parent, STATE, {"new": torch.ones(1)}, optimizer().state_dict())  # over both
     assert list(ckpt.load(saved)[1]) == ["new"]
     assert [path.name for path in saved.parent.iterdir()] == ["step-0000007"]
 

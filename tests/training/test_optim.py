@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from oculi.errors import RecipeError
 from oculi.recipe import Stage
-from oculi.training.optim import lr_factor, make_optimizer, set_rates
+from oculi.training.optim import lr_factor, make_optimizer, muon_matrices, set_rates
 
 
 def stage(**changes: Any) -> Stage:
@@ -94,3 +95,60 @@ def test_a_rate_of_zero_moves_nothing() -> None:
     optimizer.step()
     moved = {name: not torch.equal(p, torch.ones_like(p)) for name, p in made.items()}
     assert moved == {"a.weight": False, "a.bias": True, "b.weight": True, "norm": True}
+
+
+RATES = {"a.weight": 0.1, "a.bias": 0.1, "b.weight": 0.1, "norm": 0.1}
+
+
+def test_muon_takes_its_matrices_and_makes_their_update_orthogonal() -> None:
+    """All singular values of a first update are alike, and its entries about as large as AdamW's."""
+    torch.manual_seed(0)
+    made = {"w": nn.Parameter(torch.zeros(32, 32)), "v": nn.Parameter(torch.zeros(32, 32))}
+    optimizer = make_optimizer(made, {"w": 0.1, "v": 0.1}, stage(muon=["w"]))
+    assert [type(part).__name__ for part in optimizer.parts] == ["AdamW", "Muon"]
+    for parameter in made.values():
+        parameter.grad = torch.randn(32, 32)
+    optimizer.step()
+    values = torch.linalg.svdvals(made["w"].detach())
+    assert values.min() > 0.5 * values.max()
+    assert torch.linalg.svdvals(made["v"].detach()).min() < 0.1 * values.max()
+    assert made["w"].detach().square().mean().sqrt() == pytest.approx(0.2 * 0.1, rel=0.25)
+
+
+def test_one_optimizer_where_the_other_has_nothing_to_do() -> None:
+    made = {"w": nn.Parameter(torch.zeros(2, 2))}
+    assert len(make_optimizer(made, {"w": 0.1}, stage(muon=["w"])).parts) == 1
+    assert len(make_optimizer(made, {"w": 0.1}, stage()).parts) == 1
+
+
+def test_state_comes_back_for_both_optimizers() -> None:
+    def one(steps: int) -> tuple[Any, dict[str, nn.Parameter]]:
+        made = parameters()
+        optimizer = make_optimizer(made, RATES, stage(muon=["b.weight"]))
+        for _ in range(steps):
+            for parameter in made.values():
+                parameter.grad = parameter.detach() + torch.arange(parameter.shape[-1])
+            optimizer.step()
+        return optimizer, made
+
+    whole, goal = one(3)
+    first, half = one(2)
+    again, made = one(0)
+    again.load_state_dict(first.state_dict())
+    for name, parameter in made.items():
+        parameter.data = half[name].data.clone()
+        parameter.grad = parameter.detach() + torch.arange(parameter.shape[-1])
+    again.step()
+    assert all(torch.equal(made[name], goal[name]) for name in goal)
+    with pytest.raises(ValueError, match="of 2 optimizers, not of 1"):
+        make_optimizer(parameters(), RATES, stage()).load_state_dict(whole.state_dict())
+
+
+def test_a_glob_for_muon_that_fits_nothing_or_no_matrix() -> None:
+    made = parameters()
+    with pytest.raises(RecipeError, match=r'here: the glob "c\.\*" matches no parameter'):
+        muon_matrices(made, list(made), stage(muon=["c.*"]), "here")
+    with pytest.raises(RecipeError, match=r"matches a\.bias, which has 1 dimensions; Muon updates"):
+        muon_matrices(made, list(made), stage(muon=["a.*"]), "here")
+    with pytest.raises(RecipeError, match="matches no parameter"):  # frozen
+        muon_matrices(made, ["a.weight"], stage(muon=["b.weight"]), "here")

@@ -192,6 +192,30 @@ def pairs(n: int, roll: Dice) -> tuple[str, list[Question]]:
     return roll.pick((", ", "\n", "; ")).join(" ".join(row) for row in rows), asked
 
 
+def words(n: int, roll: Dice) -> tuple[str, list[Question]]:
+    """Return three to six single words as text, and up to `n` questions: the plainest look-ups."""
+    listed = _different(3 + roll.below(4), roll)
+    spot = roll.below(len(listed) - 1)
+    asked: list[Question] = []
+    kinds = ("member", "member", "total", "first", "last", "after", "before")
+    for kind in roll.shuffled(kinds)[:n]:
+        about, answer = "", listed[0 if kind == "first" else -1]
+        if kind == "member":
+            there = roll.coin()
+            about = roll.pick(listed) if there else _word(roll)
+            answer = "yes" if there or about in listed else "no"
+        elif kind == "total":
+            answer = str(len(listed))
+        elif kind in ("after", "before"):
+            about, answer = listed[spot], listed[spot + 1]
+            if kind == "before":
+                about, answer = answer, about
+        question = Question(kind, roll.pick(_ASK[kind]).format(about), answer)
+        wrong = {"member": ["yes", "no"], "total": list("23456")}.get(kind, listed)
+        asked.append(as_choice(question, wrong, roll) if roll.below(3) == 0 else question)
+    return roll.pick((", ", "\n", "; ", " ")).join(listed), asked
+
+
 def told(text: str, questions: Sequence[Question], roll: Dice) -> list[tuple[str, str, str]]:
     """Return (kind, prompt, answer) of each question; the first prompt also tells the text."""
     prompts = [question.text for question in questions]

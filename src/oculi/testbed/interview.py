@@ -6,22 +6,28 @@ questions, so they are not as even as Playroom's own; that matters for scores, n
 
 from __future__ import annotations
 
-from oculi.testbed import level1, level2, playroom
+import itertools
+from collections.abc import Callable
+
+from oculi.testbed import level1, level2, level3, level4, level5, playroom
 from oculi.testbed.questions import VALUES, Question, changed
-from oculi.testbed.scene import Object, Plan, Scene
+from oculi.testbed.scene import Object, Plan, Scene, Text
 from oculi.testbed.vocabulary import PAIRS, PLACES, Dice
 
 
 def _existence(scene: Scene, roll: Dice) -> Plan:
-    """Ask for a pair that is there, or that nearly is."""
-    subject = roll.pick(scene.objects)
+    """Ask for a pair that is there, or nearly is, or is another altogether.
+
+    Playroom itself never asks the last; for a beginner it is the way in.
+    """
+    subject, near = roll.pick(scene.objects), roll.coin()
     if roll.coin():
         return Plan("existence", scene.objects, "yes", pair=subject.pair)
     seen = {item.pair for item in scene.objects}
     while True:
-        other = changed(subject, roll, ("colour", "shape"), PAIRS)
-        if other.pair not in seen:
-            return Plan("existence", scene.objects, "no", pair=other.pair)
+        pair = changed(subject, roll, ("colour", "shape"), PAIRS).pair if near else roll.pick(PAIRS)
+        if pair not in seen:
+            return Plan("existence", scene.objects, "no", pair=pair)
 
 
 def _attribute(scene: Scene, roll: Dice) -> Plan | None:
@@ -35,12 +41,14 @@ def _attribute(scene: Scene, roll: Dice) -> Plan | None:
     return Plan("attribute", scene.objects, subject.value(about), about, by, subject.value(by))
 
 
-def _count(scene: Scene, roll: Dice) -> Plan:
+def _count(scene: Scene, roll: Dice) -> Plan | None:
     """Ask how many objects have a value, mostly one that some object has."""
     about = roll.pick(("colour", "shape", "size"))
     seen = roll.pick(scene.objects).value(about)
     value = seen if roll.below(4) else roll.pick(VALUES[about])
     number = sum(item.value(about) == value for item in scene.objects)
+    if number > 4:  # a crowd may have more; no question asks for more
+        return None
     return Plan("count", scene.objects, str(number), about, value=value)
 
 
@@ -77,26 +85,68 @@ def _comparison(scene: Scene, roll: Dice) -> Plan | None:
     return Plan("comparison", two, pick(two, key=lambda item: item.radius).name, word)
 
 
+def _description(scene: Scene, roll: Dice) -> Plan | None:
+    """Ask for all objects, or in a crowd for those that share a value, if they have one order."""
+    if scene.level < 5:
+        return Plan("description", scene.objects)
+    about = roll.pick(("colour", "shape", "size"))
+    value = roll.pick(scene.objects).value(about)
+    listed = sorted(item.centre[0] for item in scene.objects if item.value(about) == value)
+    least = level5.ACROSS * min(scene.width, scene.height)
+    apart = all(right - left >= least for left, right in itertools.pairwise(listed))
+    if not 2 <= len(listed) <= 4 or not apart:
+        return None
+    return Plan("description", scene.objects, about=about, value=value)
+
+
+def _written(kind: str, scene: Scene, roll: Dice) -> Plan:
+    """Ask about what is written; the question is about the first text."""
+    texts = tuple(Text(word.string, word.place) for word in roll.shuffled(scene.words))
+    answers = {
+        "read one": texts[0].string, "word place": texts[0].place, "word count": str(len(texts)),
+    }  # fmt: skip
+    return Plan(kind, (), answers.get(kind, ""), texts=texts)
+
+
+def _charted(kind: str, scene: Scene, roll: Dice) -> Plan:
+    """Ask about one or two values of a chart, or the one at its end."""
+    chart = scene.chart
+    assert chart is not None
+    a, b = roll.some(chart.labels, 2)
+    word, answer = "", str(abs(chart.value(a) - chart.value(b)))
+    if kind == "value":
+        answer = str(chart.value(a))
+    elif kind in ("extreme", "comparison"):
+        large = roll.coin()
+        word = level4.WORDS[kind][0 if large else 1]
+        among = chart.labels if kind == "extreme" else (a, b)
+        answer = (max if large else min)(among, key=chart.value)
+    return Plan(kind, (), answer, word, labels=(a, b), chart=chart)
+
+
+_OBJECTS: dict[str, Callable[[Scene, Dice], Plan | None]] = {
+    "existence": _existence, "description": _description, "attribute": _attribute,
+    "count": _count, "relation": _relation, "comparison": _comparison,
+}  # fmt: skip
+_ASK = {1: level1.ask, 2: level2.ask, 3: level3.ask, 4: level4.ask, 5: level5.ask}
+
+
 def _plan(kind: str, scene: Scene, roll: Dice) -> Plan | None:
     """Return a plan of this kind that fits the scene, or None if there is none."""
-    if kind == "existence":
-        return _existence(scene, roll)
-    if kind == "description":
-        return Plan(kind, scene.objects)
-    if scene.level == 1:
-        return Plan(kind, scene.objects, "", "place" if kind == "position" else kind)
-    makers = {
-        "attribute": _attribute, "count": _count, "relation": _relation, "comparison": _comparison,
-    }  # fmt: skip
-    return makers[kind](scene, roll)
+    if scene.chart is not None:
+        return _charted(kind, scene, roll)
+    if kind in level3.KINDS:
+        return _written(kind, scene, roll)
+    if kind in _OBJECTS:
+        return _OBJECTS[kind](scene, roll)
+    return Plan(kind, scene.objects, "", "place" if kind == "position" else kind)
 
 
 def interview(scene: Scene, n: int, roll: Dice) -> list[Question]:
     """Return up to `n` questions of different kinds about `scene`, at least one."""
-    module = {1: level1, 2: level2}[scene.level]
     asked: list[Question] = []
     for kind in roll.shuffled(playroom.kinds(scene.level)):
         plan = _plan(kind, scene, roll)
         if plan is not None and len(asked) < n:
-            asked.append(module.ask(plan, scene, "text", roll.below(3) == 0, roll))
+            asked.append(_ASK[scene.level](plan, scene, "text", roll.below(3) == 0, roll))
     return asked

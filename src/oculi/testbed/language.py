@@ -21,11 +21,15 @@ from oculi.testbed.words import WORDS
 
 SKILLS = ("add", "subtract", "copy", "spell", "sort numbers", "sort words", "reverse")
 SPLITS = ("train", "test")
-LEVELS = (1, 2)  # of Playroom, that are read about; the others wait for the next build
+LEVELS = playroom.LEVELS  # that are read about
 _SKILL_LEVEL = 0  # the place of the level in the dice's seed; Playroom's levels count from 1
 _SCENES = {"train": "text", "test": "text-test"}
-# Shares of a document's kind in 64: level 1, level 2, skills; the rest is guesses.
-_LEVEL_1, _LEVEL_2, _SKILL = 18, 24, 19
+# Of 64 single exchanges so many read each level, or try a skill; the rest are guesses.
+_READING = {1: 12, 2: 14, 3: 6, 4: 6, 5: 4}
+_SKILL = 18
+# Of 32 dialogues so many read each level through, are drills, or try skills; the rest is mixed.
+_THROUGH = {1: 4, 2: 9, 3: 2, 4: 3, 5: 2}
+_DRILL, _TASKS = 6, 4
 
 _FRAMES = (
     "{scene}\n{question}",
@@ -49,7 +53,7 @@ _ASK: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-_DRILLS = (drills.record, drills.pairs, drills.table, drills.options)
+_DRILLS = (drills.record, drills.pairs, drills.table, drills.options, drills.words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,15 +120,15 @@ def guess(level: int, split: str, index: int) -> Turn:
 
 
 def turn(split: str, index: int) -> Turn:
-    """Return exchange `index` of the pre-training mixture (about 2/3 reading, 30 % skills)."""
+    """Return exchange `index` of the plain mixture (about 2/3 reading, 28 % skills)."""
     ticket = _roll(split, index, 4).below(64)
-    if ticket < _LEVEL_1:
-        return reading(1, split, index)
-    if ticket < _LEVEL_1 + _LEVEL_2:
-        return reading(2, split, index)
-    if ticket < _LEVEL_1 + _LEVEL_2 + _SKILL:
+    for level, share in _READING.items():
+        if ticket < share:
+            return reading(level, split, index)
+        ticket -= share
+    if ticket < _SKILL:
         return Turn(*skills(split, index))
-    return guess(1 + ticket % 2, split, index)
+    return guess(1 + index % len(LEVELS), split, index)
 
 
 def _read_through(level: int, split: str, index: int, n: int, roll: Dice) -> list[Turn]:
@@ -167,15 +171,15 @@ def primer(split: str, index: int) -> list[Turn]:
 
 
 def dialogue(split: str, index: int) -> list[Turn]:
-    """Return one dialogue of the pre-training mixture: half about Playroom's scenes."""
+    """Return one dialogue of the pre-training mixture: most about Playroom's scenes."""
     roll = _roll(split, index, 6)
-    ticket = roll.below(16)
-    if ticket < 2:
-        return _read_through(1, split, index, 5, roll)
-    if ticket < 8:
-        return _read_through(2, split, index, 6, roll)
-    if ticket < 12:
+    ticket = roll.below(32)
+    for level, share in _THROUGH.items():
+        if ticket < share:
+            return _read_through(level, split, index, 5 if level == 1 else 6, roll)
+        ticket -= share
+    if ticket < _DRILL:
         return drill(split, index, 5)
-    if ticket < 15:
+    if ticket < _DRILL + _TASKS:
         return [Turn(*skills(split, 4 * index + step)) for step in range(4)]
     return [turn(split, index) if roll.coin() else _long_copy(roll)]

@@ -25,7 +25,7 @@ FEWEST, MOST = 3, 6  # values
 TOP = charts.STEPS - 1  # the largest value in steps
 _LONGEST = {3: 3, 4: 3, 5: 2, 6: 2}  # letters of a label, by the number of labels
 
-_WORDS = {"extreme": ("largest", "smallest"), "comparison": ("larger", "smaller")}
+WORDS = {"extreme": ("largest", "smallest"), "comparison": ("larger", "smaller")}
 _ASK: dict[str, tuple[str, ...]] = {
     "value": (
         "What is the value of {a}?",
@@ -92,7 +92,7 @@ def _first(kind: str, word: str, n: int, roll: Dice) -> list[int]:
 def plan(kind: str, split: str, roll: Dice) -> Plan:
     """Return the plan of one item: what is asked for is drawn first, evenly, the rest to fit."""
     n, step = FEWEST + roll.below(MOST - FEWEST + 1), roll.pick(STEPS)
-    word = roll.pick(_WORDS.get(kind, ("",)))
+    word = roll.pick(WORDS.get(kind, ("",)))
     values = _first(kind, word, n, roll)
     values += roll.some([k for k in range(1, TOP + 1) if k not in values], n - len(values))
     labels = _labels(n, roll)

@@ -8,6 +8,7 @@ prompt.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,16 +31,21 @@ _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_RANDOM = re.compile(r"\b(?!(?:SIZE|COLOUR|SHAPE|PLACE|ONE|TWO)\b)[A-Z]{2,}\b")
 _TURNS = 12000
 _ROLES = ("system", "user", "assistant", "You are a helpful assistant.", "Describe the image.")
 
 
 def corpus() -> Iterator[str]:
-    """Yield the text that merges are learnt from: the pre-training text, and each word twice."""
+    """Yield the text that merges are learnt from: the pre-training text, and each word often.
+
+    Random capitals are left out: letters that have to be read are best told one by one.
+    """
     for index in range(_TURNS):
-        turn = language.turn("train", index)
-        yield turn.prompt
-        yield turn.answer
+        one = language.turn("train", index)
+        for turn in (one, *(language.drill("train", index, 3) if index % 8 == 0 else ())):
+            yield _RANDOM.sub("", turn.prompt)
+            yield _RANDOM.sub("", turn.answer)
     for word in (*WORDS, *_ROLES):
         yield from (f"{word} {word} {word.capitalize()}",) * 20
 

@@ -101,16 +101,19 @@ def save(
     folder: Path,
     state: State,
     tensors: Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer,
+    optimizer: Mapping[str, Any],
 ) -> Path:
-    """Write ``folder/step-N``; it appears under that name only when it is complete and on the disk."""
+    """Write ``folder/step-N``; it appears under that name only when it is complete and on the disk.
+
+    ``optimizer`` is the optimizer's ``state_dict``.
+    """
     final = folder / f"step-{state.total_steps:07d}"
     partial = final.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     save_file(contiguous, partial / "tensors.safetensors")
-    torch.save(optimizer.state_dict(), partial / "optimizer.pt")
+    torch.save(dict(optimizer), partial / "optimizer.pt")
     (partial / "state.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
     files = {p.name: {"sha256": _sha256(p), "bytes": p.stat().st_size} for p in partial.iterdir()}
     (partial / MANIFEST).write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")

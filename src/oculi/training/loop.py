@@ -17,7 +17,7 @@ from oculi.errors import OculiError, shown
 from oculi.recipe import Stage
 from oculi.training.log import RunLog
 from oculi.training.module import TrainModule
-from oculi.training.optim import lr_factor, set_rates
+from oculi.training.optim import Optimizers, lr_factor, set_rates
 
 
 class NonFiniteError(OculiError):
@@ -45,7 +45,7 @@ class StepResult:
 def train_step(
     module: TrainModule,
     batches: Sequence[Batch],
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizers,
     parameters: Sequence[nn.Parameter],
     stage: Stage,
     device: torch.device,
@@ -67,14 +67,14 @@ def train_step(
     norm = nn.utils.clip_grad_norm_(parameters, stage.clip or math.inf)
     total = module.loss(losses)
     if not bool(torch.isfinite(norm + total)):
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         names = ", ".join(shown(name) for batch in batches for name in batch.sample_ids[:4])
         raise NonFiniteError(
             f"loss {float(total)} and gradient norm {float(norm)} in stage {stage.name}; nothing was "
             f"updated. The step holds the samples {names}, ...: lower the learning rate or look at them"
         )
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()
     return StepResult(
         losses=losses,
         loss=total,
@@ -95,7 +95,7 @@ def run_stage(
     module: TrainModule,
     stage: Stage,
     steps: Steps,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizers,
     parameters: Sequence[nn.Parameter],
     device: torch.device,
     log: RunLog,

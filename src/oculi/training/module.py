@@ -69,6 +69,18 @@ def canonical_parameters(module: TrainModule) -> dict[str, nn.Parameter]:
     return {canonical_name(n.removeprefix("model.")): p for n, p in module.named_parameters()}
 
 
+def match(names: Sequence[str], glob: str, where: str) -> list[str]:
+    """The names that a glob matches; raises RecipeError, with the nearest name, if there is none."""
+    matched = [name for name in names if fnmatchcase(name, glob)]
+    if not matched:
+        guess = nearest(glob, names)
+        known = ", ".join(sorted({name.split(".")[0] + ".*" for name in names}))
+        raise RecipeError(
+            f'{where}: the glob "{glob}" matches no parameter{guess or f"; there are {known}"}'
+        )
+    return matched
+
+
 def learning_rates(
     names: Sequence[str], trainable: Mapping[str, float | None], default: float, where: str
 ) -> dict[str, float]:
@@ -84,14 +96,7 @@ def learning_rates(
     """
     rates: dict[str, float] = {}
     for glob, rate in trainable.items():
-        matched = [name for name in names if fnmatchcase(name, glob)]
-        if not matched:
-            guess = nearest(glob, names)
-            known = ", ".join(sorted({name.split(".")[0] + ".*" for name in names}))
-            raise RecipeError(
-                f'{where}: the glob "{glob}" matches no parameter{guess or f"; there are {known}"}'
-            )
-        for name in matched:
+        for name in match(names, glob, where):
             rates[name] = default if rate is None else rate
     return {name: rates[name] for name in names if name in rates}
 

@@ -15,6 +15,7 @@ from oculi.model import OculiForConditionalGeneration, OculiProcessor
 from oculi.objectives import build_objectives
 from oculi.recipe import Recipe
 from oculi.training.module import TrainModule, canonical_parameters, learning_rates
+from oculi.training.optim import muon_matrices
 
 
 def check_stages(
@@ -43,8 +44,10 @@ def check_stages(
     for number, stage in enumerate(recipe.stages):
         if number >= first:
             module = TrainModule(model, build_objectives(stage.objectives, model))
-            names = [n for n in canonical_parameters(module) if lora or ".lora_" not in n]
-            learning_rates(names, stage.trainable, stage.lr, f"stages.{number}.trainable")
+            parameters = canonical_parameters(module)
+            names = [name for name in parameters if lora or ".lora_" not in name]
+            rates = learning_rates(names, stage.trainable, stage.lr, f"stages.{number}.trainable")
+            muon_matrices(parameters, list(rates), stage, f"stages.{number}.muon")
         lora = lora and not stage.merge_lora
     for task in recipe.evals:
         open_task(task.task)

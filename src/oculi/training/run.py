@@ -154,7 +154,7 @@ class Run:
             self.carried = {
                 name: tensors[name] for name in {**self.carried, **rates} if name in tensors
             }
-            ckpt.save(self.out / "checkpoints", self._state(), self.carried, optimizer)
+            ckpt.save(self.out / "checkpoints", self._state(), self.carried, optimizer.state_dict())
             write_report(self.out)
 
         if self.step < stage.steps:
