@@ -181,11 +181,13 @@ def evaluate(
 ) -> None:
     """Score by free generation and exact match; every answer goes into answers.jsonl."""
     from oculi.eval.command import evaluate_command
+    from oculi.eval.tasks import open_task
 
+    questions = open_task(task, image_root)  # before the weights: a misspelt name shows at once
     model, processor = _open(checkpoint)
     results = evaluate_command(
-        model, processor, checkpoint, task, blind=blind, above_blind=above_blind, limit=limit,
-        image_root=image_root, max_new_tokens=max_new_tokens, out=out,
+        model, processor, checkpoint, questions, blind=blind, above_blind=above_blind,
+        limit=limit, max_new_tokens=max_new_tokens, out=out,
         on_progress=_progress("answering"),
     )  # fmt: skip
     print(json.dumps(results.to_dict(), indent=1) if as_json else "\n".join(results.lines()))

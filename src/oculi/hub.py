@@ -27,17 +27,27 @@ def resolve(name: str) -> str:
         return str(path)
     if path.is_absolute() or name.startswith(".") or name.count("/") != 1:
         raise CheckpointError(f"{name} is no folder (and no hub id, which is OWNER/NAME)")
-    from huggingface_hub import snapshot_download
-
     try:
-        return str(
-            snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"])
-        )
+        return _download(name)
     except Exception as error:  # the hub raises a dozen kinds; all mean that there are no weights
         raise CheckpointError(
             f"{name} is no folder here, and the hub did not give it ({type(error).__name__}): "
             "check the spelling, the network and, for gated models, your login"
         ) from None
+
+
+def _download(name: str) -> str:
+    """Folder of a hub id: its safetensors, or where it has none (as CLIP and Vicuna) its .bin files.
+
+    transformers reads those with ``weights_only``, so that no code in them is run.
+    """
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+    folder = str(snapshot_download(name, allow_patterns=wanted))
+    if not any(Path(folder).glob("*.safetensors")):
+        folder = str(snapshot_download(name, allow_patterns=[*wanted, "pytorch_model*.bin"]))
+    return folder
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import pytest
 from oculi.eval import command
 from oculi.eval.command import Results, evaluate_command
 from oculi.eval.score import wilson
+from oculi.eval.tasks import open_task
 
 
 def scored(correct: int, n: int, blind: bool = False) -> dict[str, Any]:
@@ -64,11 +65,11 @@ def measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
     def run(**settings: Any) -> tuple[Results, list[tuple[bool, Path]]]:
         defaults: dict[str, Any] = {
-            "blind": False, "above_blind": False, "limit": None, "image_root": None,
+            "blind": False, "above_blind": False, "limit": None,
             "max_new_tokens": 4, "out": None, "on_progress": None,
         }  # fmt: skip
         results = evaluate_command(
-            None, None, tmp_path / "model", "playroom:1", **{**defaults, **settings}
+            None, None, tmp_path / "model", open_task("playroom:1"), **{**defaults, **settings}
         )  # type: ignore[arg-type]
         return results, calls
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from oculi.eval.evaluate import evaluate
-from oculi.eval.tasks import open_task
+from oculi.eval.tasks import Task
 from oculi.model import OculiForConditionalGeneration, OculiProcessor
 
 
@@ -62,18 +62,16 @@ def evaluate_command(
     model: OculiForConditionalGeneration,
     processor: OculiProcessor,
     checkpoint: Path,
-    task_name: str,
+    task: Task,
     *,
     blind: bool,
     above_blind: bool,
     limit: int | None,
-    image_root: str | None,
     max_new_tokens: int,
     out: Path | None,
     on_progress: Callable[[int, int], None] | None,
 ) -> Results:
     """Measure and write ``result.json`` and ``answers.jsonl``; see ``evaluate`` for the errors."""
-    task = open_task(task_name, image_root)
     folder = out or checkpoint / "evals" / task.name.replace(":", "-")
     if out is None:
         blind_folder = folder.with_name(folder.name + "-blind")

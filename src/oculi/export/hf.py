@@ -32,6 +32,12 @@ The code in this folder is a copy of `oculi.model`; with `import oculi` first it
 """
 
 
+def check_free(out: Path) -> None:
+    """Raise CheckpointError unless a folder can be written at ``out`` without harm to another."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise CheckpointError(f"{out} exists and is no empty folder: choose another")
+
+
 def export(
     model: OculiForConditionalGeneration,
     processor: OculiProcessor,
@@ -47,8 +53,7 @@ def export(
     """
     if has_lora(model):
         raise CheckpointError("the model still has LoRA: merge it before exporting (oculi merge)")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise CheckpointError(f"{out} exists and is no empty folder: choose another")
+    check_free(out)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from oculi.errors import CheckpointError
-from oculi.export.hf import export
+from oculi.export.hf import check_free, export
 from oculi.export.load import load_unmerged
 from oculi.model import OculiForConditionalGeneration
 from oculi.model.lora import merge_lora
@@ -29,6 +29,7 @@ def merge_run(run: Path, out: Path, base: str | None = None) -> float:
     Raises:
         CheckpointError: there is no LoRA any more, the base is another, or ``out`` exists.
     """
+    check_free(out)  # before minutes of loading
     unmerged = load_unmerged(run, base)
     if unmerged.recipe.model.lora is None:
         raise CheckpointError(
