@@ -196,6 +196,12 @@ class Stage(Strict):
     single_turns: Share = Field(
         0.0, description="share of draws that learn one turn with the images, without its history"
     )
+    crop: Float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="most of a picture's width and height that is cut off at random",
+    )
     objectives: tuple[ObjectiveSpec, ...] = (LmSpec(),)
     lr: Float = Field(gt=0)
     trainable: dict[str, Rate | None] = Field(min_length=1)

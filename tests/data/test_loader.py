@@ -87,6 +87,19 @@ def test_single_turns_are_drawn_by_position(processor: Any) -> None:
     )
 
 
+def test_crops_change_pixels_alone_and_are_drawn_by_position(processor: Any) -> None:
+    whole, cut = steps(processor), steps(processor, crop=0.4)
+    changed = 0
+    for n in range(6):
+        for one, other in zip(whole[n], cut[n], strict=True):
+            assert torch.equal(one.tokens_BT, other.tokens_BT)
+            assert torch.equal(one.grids_N2, other.grids_N2)
+            changed += not torch.equal(one.patches_PC, other.patches_PC)
+    assert changed > 3
+    again = steps(processor, crop=0.4)
+    assert all(same(a, b) for a, b in zip(cut[4], again[4], strict=True))
+
+
 def test_rows_and_micro_batches_keep_their_limits(processor: Any) -> None:
     parts = steps(processor, batch=6)[0]
     assert all(len(part.tokens_BT) <= 2 for part in parts)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from oculi.batch import Batch
+from oculi.data.crops import Crops
 from oculi.data.order import sample_numbers
 from oculi.data.packing import pack
 from oculi.data.sample import RowError, Sample
@@ -22,14 +25,18 @@ if TYPE_CHECKING:
     from oculi.model.processing_oculi import Encoded
 
 
-def encode_sample(sample: Sample, processor: OculiProcessor) -> Encoded:
-    """A sample's ids, labels and patches.
+def encode_sample(
+    sample: Sample,
+    processor: OculiProcessor,
+    crop: Callable[[list[Image.Image]], list[Image.Image]] = list,
+) -> Encoded:
+    """A sample's ids, labels and patches; ``crop`` may change its pictures, not their sizes.
 
     Raises:
         DataError: a picture cannot be read, or no answer is left to learn from.
     """
     try:
-        pictures = [image.load() for image in sample.images]
+        pictures = crop([image.load() for image in sample.images])
     except DataError as error:
         raise RowError(str(error), sample.id, sample.source) from None
     encoded = processor.encode(pieces(sample.messages, pictures))  # type: ignore[arg-type]
@@ -107,11 +114,13 @@ class Steps(Dataset[list[Batch]]):
         pack_length: int,
         micro_rows: int,
         single_turns: float = 0.0,
+        crop: float = 0.0,
     ) -> None:
         self.source, self.processor, self.seed = source, processor, seed
         self.steps, self.batch = steps, batch
         self.pack_length, self.micro_rows = pack_length, micro_rows
         self.drawn = TurnDraws(seed, single_turns)
+        self.crops = Crops(seed, crop)
         self.channels = 3 * processor.image_processor.patch_size**2
 
     def __len__(self) -> int:
@@ -123,7 +132,8 @@ class Steps(Dataset[list[Batch]]):
         encoded = []
         for position, number in enumerate(numbers, first):
             sample = self.drawn(position, self.source[int(number)])
-            encoded.append((sample.id, encode_sample(sample, self.processor)))
+            crop = partial(self.crops, position)
+            encoded.append((sample.id, encode_sample(sample, self.processor, crop)))
         rows = pack([len(e.input_ids) for _, e in encoded], self.pack_length)
         micro = [rows[i : i + self.micro_rows] for i in range(0, len(rows), self.micro_rows)]
         return [
