@@ -58,7 +58,8 @@ def train(
         str | None, typer.Option(help="folder or id of the ViT, to distil from or to see with")
     ] = None,
     data: Annotated[
-        list[Path] | None, typer.Option(help="data file for every stage; repeatable")
+        list[Path] | None,
+        typer.Option(help="data file or prepared folder for every stage; repeatable"),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="of the new weights and the order")] = None,
 ) -> None:
@@ -106,6 +107,101 @@ def check(
     report = run(files, image_root, decode, _progress("checking"), form=format)
     print(json.dumps(report.to_json(), indent=1) if as_json else "\n".join(report.lines()))
     raise typer.Exit(0 if report.ok else 1)
+
+
+@data_app.command(epilog="Example: oculi data overlap train.json test.json --out shared.jsonl")
+@one_line_errors
+def overlap(
+    a: Annotated[Path, typer.Argument(help="data file, pattern or folder")],
+    b: Annotated[Path | None, typer.Argument(help="another; without it: pairs within A")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON Lines file for the pairs")] = None,
+    show: Annotated[int, typer.Option(min=0, help="pairs to print")] = 20,
+    tolerance: Annotated[
+        float, typer.Option(help="0: only equal ones; up to 2: also stronger changes")
+    ] = 1.0,
+    image_root: Annotated[
+        list[Path] | None, typer.Option(help="where image paths start; twice: of A and of B")
+    ] = None,
+    format: Annotated[
+        list[str] | None, typer.Option(help="of the rows; twice: of A and of B")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="processes; else one for each core")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON, with all pairs")] = False,
+) -> None:
+    """List pictures that two sets share, or one holds twice: same bytes, same pixels, or near.
+
+    Exits 0 whether or not there are any, 1 when a row or picture could not be read."""
+    import os
+
+    from oculi.data.overlap import overlap as run
+
+    found = run(
+        a, b, image_roots=image_root or [], forms=format or [], tolerance=tolerance,
+        workers=workers or os.cpu_count() or 1, progress=_progress,
+    )  # fmt: skip
+    if out is not None:
+        found.write(out)
+    print(json.dumps(found.to_json(), indent=1) if as_json else "\n".join(found.lines(show)))
+    raise typer.Exit(0 if found.ok else 1)
+
+
+@data_app.command(epilog="Example: oculi data prepare train.json --recipe vora_tiny --out prepared")
+@one_line_errors
+def prepare(
+    files: Annotated[list[Path], typer.Argument(help="data files, patterns or folders")],
+    out: Annotated[Path, typer.Option(help="the folder to write; oculi train --data takes it")],
+    recipe: Annotated[str | None, typer.Option(help="whose model will be trained on it")] = None,
+    llm: Annotated[str | None, typer.Option(help="folder or id, as for oculi train")] = None,
+    teacher: Annotated[str | None, typer.Option(help="folder or id, as for oculi train")] = None,
+    processor: Annotated[Path | None, typer.Option(help="instead: an exported folder")] = None,
+    image_root: Annotated[Path | None, typer.Option(help="where image paths start")] = None,
+    format: Annotated[str | None, typer.Option(help="of the rows, if not as recognised")] = None,
+    tag: Annotated[str | None, typer.Option(help="only rows of this stage tag")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="leave out rows of more tokens")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="processes; else one for each core")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="start anew in a folder that was prepared otherwise")
+    ] = False,
+) -> None:
+    """Find and measure every row once, leave bad ones out, and report; resumes where it stopped."""
+    import os
+
+    from oculi.data.prepare import prepare as run
+
+    chosen = _processor(recipe, llm, teacher, processor)
+    report = run(
+        files, out, chosen, image_root=image_root, form=format, tag=tag, max_length=max_length,
+        workers=workers or os.cpu_count() or 1, overwrite=overwrite,
+        on_file=_progress("finding rows, files"), on_progress=_progress("measuring rows"),
+    )  # fmt: skip
+    print(report.read_text(encoding="utf-8"), end="")
+
+
+def _processor(
+    recipe: str | None, llm: str | None, teacher: str | None, folder: Path | None
+) -> Any:
+    """The processor of a recipe with the flags of `train`, or that of an exported folder."""
+    from oculi.errors import RecipeError
+
+    if (recipe is None) == (folder is None):
+        raise RecipeError("whose tokens are counted? Give either --recipe or --processor")
+    _quiet_libraries()
+    if folder is not None:
+        from oculi.export.load import load_processor
+
+        return load_processor(folder)
+    from oculi.recipes import find_recipe
+    from oculi.recipes.flags import apply_flags
+    from oculi.training.build import build_processor
+
+    assert recipe is not None
+    return build_processor(apply_flags(find_recipe(recipe), llm=llm, teacher=teacher).model)
 
 
 @testbed_app.command(epilog="Example: oculi testbed build --out checkpoints --only llm")

@@ -85,6 +85,18 @@ def test_what_was_measured_is_kept(
     assert len(calls) == 5
 
 
+def test_a_pattern_and_a_folder_are_measured_too(
+    make_processor: Callable[..., Any], tmp_path: Path
+) -> None:
+    """By their files: another row in one of them, or another of them, is measured again."""
+    files = [write_rows(tmp_path / "rows" / name, 3) for name in ("a", "b")]
+    spec, cache = FileSource(path=str(tmp_path / "rows" / "*" / "rows.json")), tmp_path / "index"
+    check_lengths([spec], make_processor(), 999, cache)
+    files[1].write_text(files[1].read_text().replace("What colour", "What " * 999))
+    with pytest.raises(DataError, match="3 of 6 samples"):
+        check_lengths([spec], make_processor(), 999, cache)
+
+
 def test_a_cache_that_was_cut_is_made_again(
     rows: FileSource, make_processor: Callable[..., Any], tmp_path: Path
 ) -> None:

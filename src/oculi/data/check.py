@@ -20,7 +20,7 @@ from oculi.data.sample import Sample
 from oculi.errors import DataError
 
 # Longest side in pixels; the usual input sizes of vision towers are bounds.
-_SIDES = (32, 64, 112, 224, 336, 384, 448, 672, 896, 1024, 2048, 4096)
+SIDES = (32, 64, 112, 224, 336, 384, 448, 672, 896, 1024, 2048, 4096)
 
 Progress = Callable[[int, int], None]
 
@@ -90,7 +90,7 @@ class Report:
         return values | {"bad_rows": [asdict(bad) for bad in self.bad_rows]}
 
     def _histogram(self) -> list[tuple[str, int]]:
-        order = [*map(_label, _SIDES), _label(_SIDES[-1] + 1)]
+        order = [*map(_label, SIDES), _label(SIDES[-1] + 1)]
         return [(label, self.sizes[label]) for label in order if self.sizes[label]]
 
 
@@ -183,5 +183,5 @@ def _check_sample(sample: Sample, file: str, line: int, decode: bool, report: Re
 
 
 def _label(side: int) -> str:
-    below = next((bound for bound in _SIDES if side <= bound), None)
-    return f"> {_SIDES[-1]}" if below is None else f"<= {below}"
+    below = next((bound for bound in SIDES if side <= bound), None)
+    return f"> {SIDES[-1]}" if below is None else f"<= {below}"

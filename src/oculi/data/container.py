@@ -66,6 +66,9 @@ class Container:
         """Return one row again; raises RowError when it has become unreadable."""
         raise NotImplementedError
 
+    def prime(self) -> None:
+        """Learn what `read` must know about the file, where no pass by `rows` came before."""
+
     @property
     def size(self) -> int:
         """What `done` is out of: bytes, or entries of a folder."""

@@ -48,6 +48,9 @@ class CsvRows(Container):
     def read(self, ref: RowRef) -> Row:
         return self._row(self._at(ref.offset, ref.length))
 
+    def prime(self) -> None:
+        next(self.rows(), None)  # the header comes before the first row
+
     def _records(self, lines: Iterator[Line]) -> Iterator[Found]:
         waiting: deque[Line] = deque()
         for line in lines:

@@ -8,26 +8,28 @@ never ends the reading.
 
 from __future__ import annotations
 
-import itertools
 from array import array
-from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from oculi.data.container import Container, Found, RowRef
 from oculi.data.forms import FORMS, KNOWN, Form, find_form, recognise
 from oculi.data.kinds import find_files, open_container
 from oculi.data.rows import build_sample, has_tag, parse_row, row_id
 from oculi.data.sample import RowError, Sample
+from oculi.data.shards import Places, Shard, ShardedRows
 from oculi.errors import DataError, nearest, shown
 
 __all__ = ["BadRow", "FileScan", "FileSource", "RowRef", "parse_row", "scan"]
 
 _MAX_TAGS = 1000
+
+
+class NoRows(DataError):
+    """A file without a row that can be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,8 @@ class FileScan:
 
     No image is opened. `form` names the format of the rows so far, `duplicates` counts ids seen
     before, `done` is how far the reading is out of `size`. Making one raises DataError when the
-    file cannot be had; iterating raises it when the file cannot be read, or at its end when no row
-    had the keys of a known format.
+    file cannot be had; iterating raises it when the file cannot be read, and NoRows at its end when
+    no row had the keys of a known format.
 
     Args:
         path: one file, or a folder of pictures; see `oculi.data.kinds.find_files` for patterns.
@@ -74,7 +76,7 @@ class FileScan:
     ) -> None:
         self.path = Path(path)
         self.container: Container = open_container(self.path)
-        self.root = _root(self.path) if image_root is None else Path(image_root)
+        self.root = default_root(self.path) if image_root is None else Path(image_root)
         self.asked = find_form(form) if form is not None else None
         self.tag, self.for_training = tag, for_training
         self.tags: set[str] = set()
@@ -115,7 +117,7 @@ class FileScan:
                 yield found
         if self._seen is None and not self._left_out:
             what = f"no row can be used; the first: {first}" if first else "the file has no rows"
-            raise DataError(f"{self.path}: {what if KNOWN in what else f'{what}; {KNOWN}'}")
+            raise NoRows(f"{self.path}: {what if KNOWN in what else f'{what}; {KNOWN}'}")
 
     def _read(self, row: Found) -> tuple[RowRef, Sample] | BadRow | None:
         """The sample of a row, what is wrong with it, or None where the tag leaves it out."""
@@ -148,7 +150,7 @@ class FileScan:
             self._seen = form
 
 
-def _root(path: Path) -> Path:
+def default_root(path: Path) -> Path:
     return path if path.is_dir() else path.parent
 
 
@@ -163,43 +165,37 @@ def scan(
         yield found if isinstance(found, BadRow) else found[0]
 
 
-class _Shard:
-    """The good rows of one file: three numbers each, and the container to read them from."""
+def collect(rows: FileScan, bad_rows: list[BadRow], limit: int | None = None) -> Places:
+    """The places of the first `limit` good rows of a file; bad ones among them go to `bad_rows`."""
+    offsets, lengths, lines = array("q"), array("i"), array("i")
+    for found in rows:
+        if isinstance(found, BadRow):
+            bad_rows.append(found)
+            continue
+        ref = found[0]
+        offsets.append(ref.offset)
+        lengths.append(ref.length)
+        lines.append(ref.line)
+        if len(offsets) == limit:
+            break
+    # One by one: together with the growing arrays they would take twice the memory.
+    offsets_n = np.array(offsets, dtype=np.int64)
+    del offsets
+    lengths_n = np.array(lengths, dtype=np.int32)
+    del lengths
+    return offsets_n, lengths_n, np.array(lines, dtype=np.int32)
+
+
+class _Scanned(Shard):
+    """The good rows of one file as a pass over it has found them."""
 
     def __init__(self, rows: FileScan, bad_rows: list[BadRow], limit: int | None) -> None:
-        offsets, lengths, lines = array("q"), array("i"), array("i")
-        for found in rows:
-            if isinstance(found, BadRow):
-                bad_rows.append(found)
-                continue
-            ref = found[0]
-            offsets.append(ref.offset)
-            lengths.append(ref.length)
-            lines.append(ref.line)
-            if len(offsets) == limit:
-                break
-        self.form, self.asked, self.tags = rows.form, rows.asked, rows.tags
-        self.root, self.container, self.duplicates = rows.root, rows.container, rows.duplicates
-        # One by one: together with the growing arrays they would take twice the memory.
-        self._offsets: NDArray[np.int64] = np.array(offsets, dtype=np.int64)
-        del offsets
-        self._lengths: NDArray[np.int32] = np.array(lengths, dtype=np.int32)
-        del lengths
-        self._lines: NDArray[np.int32] = np.array(lines, dtype=np.int32)
-
-    def __len__(self) -> int:
-        return len(self._offsets)
-
-    def sample(self, index: int) -> Sample:
-        ref = RowRef(int(self._offsets[index]), int(self._lengths[index]), int(self._lines[index]))
-        path = self.container.path
-        try:
-            return build_sample(self.container.read(ref), self.asked, path, ref.line, self.root)
-        except RowError as error:
-            raise RowError(error.reason, error.id, f"{path}:{ref.line}") from None
+        places = collect(rows, bad_rows, limit)
+        super().__init__(rows.container, rows.root, rows.asked, places)
+        self.form, self.tags, self.duplicates = rows.form, rows.tags, rows.duplicates
 
 
-class FileSource:
+class FileSource(ShardedRows[_Scanned]):
     """The good rows of data files as samples, read again at every access.
 
     Only offset, length and line of each row are held (16 bytes a row). Reads take no shared
@@ -222,18 +218,16 @@ class FileSource:
         limit: int | None = None,
         for_training: bool = True,
     ) -> None:
-        self.path = Path(path)
-        self._for_training = for_training
         self.bad_rows: list[BadRow] = []
-        self._shards: list[_Shard] = []
+        shards: list[_Scanned] = []
         left = limit
-        for file in find_files(self.path):
+        for file in find_files(Path(path)):
             rows = FileScan(file, image_root, form=form, tag=tag, for_training=for_training)
-            self._shards.append(_Shard(rows, self.bad_rows, left))
-            left = None if left is None else left - len(self._shards[-1])
+            shards.append(_Scanned(rows, self.bad_rows, left))
+            left = None if left is None else left - len(shards[-1])
             if left == 0:
                 break
-        self._ends = list(itertools.accumulate(map(len, self._shards)))
+        super().__init__(Path(path), shards, for_training=for_training)
         self._check_tag(tag)
         self._rules = [form, tag, limit]
 
@@ -256,26 +250,6 @@ class FileSource:
         """Plain values that are the same only for the same rows of the same, unchanged files."""
         files = [[str(s.container.path.resolve()), *s.container.stamp] for s in self._shards]
         return [files, str(self.root.resolve()), *self._rules]
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def __getitem__(self, index: int) -> Sample:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"{self.path} has {len(self)} good rows; there is no row {index}")
-        index %= len(self)
-        which = bisect_right(self._ends, index)
-        sample = self._shards[which].sample(index - (self._ends[which - 1] if which else 0))
-        sample.validate(for_training=self._for_training)
-        return sample
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[index] for index in range(len(self)))
-
-    def close(self) -> None:
-        """Close the files; the next access opens them again."""
-        for shard in self._shards:
-            shard.container.close()
 
     def _check_tag(self, tag: str | None) -> None:
         tags = set().union(*(shard.tags for shard in self._shards))

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from oculi.data.formats import FileSource as FileRows
+from oculi.data.prepared import PreparedRows
 from oculi.data.sample import RowError, Sample
-from oculi.data.source import Source, open_source, pieces, sizes
+from oculi.data.source import Source, open_file, pieces, sizes
 from oculi.errors import DataError, shown
 from oculi.recipe import FileSource, SourceSpec
 
@@ -55,8 +57,9 @@ def check_lengths(
 ) -> None:
     """Refuse a stage that holds samples longer than ``length`` tokens.
 
-    Files are measured once; the result is kept in ``cache`` under a fingerprint of the file and of
-    the processor. Playroom draws short questions on small pictures, so it needs no pass.
+    Prepared data has its lengths with it. Other files are measured once; the result is kept in
+    ``cache`` under a fingerprint of the files and of the processor. Playroom draws short questions on
+    small pictures, so it needs no pass.
 
     Raises:
         DataError: with the number of too long samples, and the longest by name.
@@ -64,33 +67,38 @@ def check_lengths(
     for spec in specs:
         if not isinstance(spec, FileSource):
             continue
-        source = open_source(spec)
-        lengths = _cached(spec, source, processor, cache, on_progress)
+        source = open_file(spec)
+        if isinstance(source, PreparedRows):
+            lengths = source.lengths(processor_fingerprint(processor))
+        else:
+            lengths = _cached(source, processor, cache, on_progress)
         too_long = np.flatnonzero(lengths > length)
         if len(too_long):
             worst = source[int(lengths.argmax())]
             raise DataError(
                 f"{len(too_long)} of {len(source)} samples in {spec.path} are longer than {length} "
                 f"tokens; the longest, {shown(worst.id)}, has {lengths.max()}: raise the length of the "
-                "stage, lower model.images.max_patches, or take those rows out"
+                "stage, lower model.images.max_patches, or leave them out (oculi data prepare "
+                "--max-length)"
             )
 
 
+def processor_fingerprint(processor: OculiProcessor) -> str:
+    """SHA-256 of all that a sample's length depends on; saving and loading do not change it."""
+    images, tokenizer = processor.image_processor, processor.tokenizer
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    parts = [
+        images.patch_size, images.mode, images.size, images.min_patches, images.max_patches,
+        str(tokenizer.chat_template),
+        *(state.get(part) for part in ("added_tokens", "normalizer", "pre_tokenizer", "model")),
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
 def _cached(
-    spec: FileSource,
-    source: Source,
-    processor: OculiProcessor,
-    cache: Path,
-    on_progress: Progress | None,
+    source: FileRows, processor: OculiProcessor, cache: Path, on_progress: Progress | None
 ) -> NDArray[np.int32]:
-    stat = Path(spec.path).stat()
-    key = json.dumps(
-        [
-            str(Path(spec.path).resolve()), spec.image_root, stat.st_size, stat.st_mtime_ns,
-            processor.image_processor.to_json_string(), str(processor.tokenizer.chat_template),
-            hashlib.sha256(processor.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
-        ]
-    )  # fmt: skip
+    key = json.dumps([source.fingerprint, processor_fingerprint(processor)])
     file = cache / f"lengths-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
     lengths = _load(file)
     if lengths is None or len(lengths) != len(source):

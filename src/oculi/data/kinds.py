@@ -50,6 +50,9 @@ _PACKED: Final = {
     b"\x28\xb5\x2f\xfd": "zstd",
     b"7z\xbc\xaf": "7z",
 }
+# What `oculi data prepare` writes last, and what it writes first.
+PREPARED: Final = "oculi-prepared.json"
+PREPARING: Final = "oculi-preparing.json"
 _PATTERN: Final = re.compile(r"[*?[]")
 _METADATA: Final = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 # Files of these kinds are rows whatever lies beside them; JSON may only describe them.
@@ -79,6 +82,11 @@ def open_container(path: Path) -> Container:
     return kind.open(path)
 
 
+def is_prepared(path: Path) -> bool:
+    """Whether a path is a folder that `oculi data prepare` has written to its end."""
+    return (path / PREPARED).is_file()
+
+
 def find_files(path: Path) -> list[Path]:
     """The files that a path means, sorted by name; a folder of pictures is one of them itself.
 
@@ -101,6 +109,10 @@ def find_files(path: Path) -> list[Path]:
 
 
 def _in_folder(folder: Path) -> list[Path]:
+    if is_prepared(folder):
+        raise DataError(f"{folder}: is prepared data; give the files that it was made from")
+    if (folder / PREPARING).is_file():
+        raise DataError(f"{folder}: is being prepared; the same command again goes on with it")
     files = sorted(each for each in folder.iterdir() if not each.name.startswith("."))
     described = [each for each in files if each.name in _METADATA]
     if len(described) > 1:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from oculi.data.formats import FileSource as FileRows
+from oculi.data.kinds import is_prepared
+from oculi.data.prepared import PreparedRows, open_prepared
 from oculi.data.sample import ImageSlot, ImageSource, Message, Sample
 from oculi.errors import DataError
 from oculi.recipe import FileSource, PlayroomSource, SourceSpec
@@ -128,21 +130,27 @@ class Mixture(Sequence[Sample]):
 
 
 def open_source(spec: SourceSpec) -> Source:
-    """The rows of one source.
+    """The rows of one source; raises DataError as `open_file` does."""
+    return PlayroomRows(spec) if isinstance(spec, PlayroomSource) else open_file(spec)
+
+
+def open_file(spec: FileSource) -> FileRows | PreparedRows:
+    """The rows of data files, or of a folder that they were prepared into.
 
     Raises:
         DataError: the file cannot be read, has no rows, or has bad ones (the first is named, and
-            the command that lists them all).
+            the commands that list them or leave them out); or prepared data is not as it was.
     """
-    if isinstance(spec, PlayroomSource):
-        return PlayroomRows(spec)
-    assert isinstance(spec, FileSource)
-    root = Path(spec.image_root) if spec.image_root else None
-    rows = FileRows(Path(spec.path), root, form=spec.format, tag=spec.tag, limit=spec.limit)
+    path, root = Path(spec.path), spec.image_root
+    if is_prepared(path):
+        return open_prepared(path, spec.limit, format=spec.format, tag=spec.tag, image_root=root)
+    rows = FileRows(
+        path, Path(root) if root else None, form=spec.format, tag=spec.tag, limit=spec.limit
+    )
     if rows.bad_rows:
         raise DataError(
             f"{len(rows.bad_rows)} bad rows in {spec.path}, the first: {rows.bad_rows[0]}; list "
-            f"them with: {_check_command(spec)}"
+            f"them with: {_check_command(spec)}; or leave them out with: oculi data prepare"
         )
     if not len(rows):
         raise DataError(f"{spec.path} holds no rows")

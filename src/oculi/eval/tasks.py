@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from oculi.data.kinds import is_prepared
 from oculi.data.sample import ImageSource, Message, Sample
 from oculi.data.source import PlayroomRows, open_source
 from oculi.errors import DataError, nearest
@@ -46,15 +47,17 @@ def open_task(name: str, image_root: str | None = None) -> Task:
     """A task by name or file.
 
     ``playroom:LEVEL`` are held-out scenes, ``playroom:LEVEL:pairs`` scenes with colour-shape pairs
-    that no training picture holds, where the level has such; anything else is a data file.
+    that no training picture holds, where the level has such; anything else is a data file or a folder
+    of prepared data.
 
     Raises:
         DataError: there is no such task or file, or a row of it is bad.
     """
     path = Path(name)
-    if name.startswith("playroom") and not path.is_file():
+    is_data = path.is_file() or is_prepared(path)
+    if name.startswith("playroom") and not is_data:
         return _playroom(name)
-    if not path.is_file():
+    if not is_data:
         known = _playroom_tasks()
         raise DataError(
             f'"{name}" is neither a task nor a file{nearest(name, known)}; '

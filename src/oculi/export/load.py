@@ -41,16 +41,22 @@ def load_exported(folder: Path) -> tuple[OculiForConditionalGeneration, OculiPro
     Raises:
         CheckpointError: it is another kind of model, or files are missing.
     """
+    processor = load_processor(folder)
+    place = str(folder)
+    model = load_weights(OculiForConditionalGeneration, place, place, exact=True)
+    return model.eval(), processor
+
+
+def load_processor(folder: Path) -> OculiProcessor:
+    """The processor of an exported folder; raises CheckpointError as `load_exported` does."""
     kind = _kind(folder)
     if kind is None:
         raise CheckpointError(f"{folder}/config.json is not there or cannot be read")
     if kind != "oculi":
         raise CheckpointError(f'{folder} holds a model of the kind "{kind}", not one of oculi\'s')
-    place = str(folder)
-    model = load_weights(OculiForConditionalGeneration, place, place, exact=True)
-    with readable(place):
-        processor = OculiProcessor.from_pretrained(folder)
-    return model.eval(), processor
+    with readable(str(folder)):
+        processor: OculiProcessor = OculiProcessor.from_pretrained(folder)
+    return processor
 
 
 def load_unmerged(path: Path, base: str | None = None) -> Unmerged:

@@ -73,8 +73,12 @@ class ChatEncoder:
     def encode_text(self, text: str) -> list[int]:
         """Token ids of content, in which no added token is recognised whatever the text says."""
         encoding = self._plain.encode(text, add_special_tokens=False)
-        for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
-            unknown = token_id == self.tokenizer.unk_token_id
+        ids = list(encoding.ids)
+        if self.control_ids.isdisjoint(ids):
+            return ids
+        unk_token_id = self.tokenizer.unk_token_id  # looked up once: a property that searches
+        for token_id, (start, end) in zip(ids, encoding.offsets, strict=True):
+            unknown = token_id == unk_token_id
             if unknown and text[start:end] != self.tokenizer.unk_token:
                 continue  # a character that the vocabulary lacks controls nothing
             if token_id in self.control_ids:
@@ -83,7 +87,7 @@ class ChatEncoder:
                 if cut >= len(text):
                     raise ValueError(f"the text {text!r} has no spelling but a control token")
                 return self.encode_text(text[:cut]) + self.encode_text(text[cut:])
-        return list(encoding.ids)
+        return ids
 
     def encode(
         self,

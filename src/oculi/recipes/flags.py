@@ -27,7 +27,7 @@ def apply_flags(
     part, where that is the same ViT or where nothing is distilled, as in LLaVA.
 
     Raises:
-        DataError: a data file does not exist.
+        DataError: a data file or prepared folder does not exist.
         RecipeError: there is a teacher, but the recipe has no ViT.
     """
     content: dict[str, Any] = recipe.model_dump(mode="json")
@@ -38,8 +38,10 @@ def apply_flags(
     if teacher is not None:
         _replace_teacher(content, teacher, recipe.name)
     if data:
+        from oculi.data.kinds import is_prepared
+
         for path in data:
-            if not path.is_file():
+            if not (path.is_file() or is_prepared(path)):
                 raise DataError(f"there is no data file {path}")
         sources = [FileSource(path=str(path)).model_dump(mode="json") for path in data]
         for stage in content["stages"]:
