@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -329,13 +330,19 @@ def _read_line() -> str:
 
 
 def _progress(what: str) -> Callable[[int, int], None] | None:
-    """A counter on the terminal; nothing when the output is not one."""
+    """A counter on the terminal, with the time left; nothing when the output is not one."""
     if not sys.stderr.isatty():
         return None
+    begun: list[tuple[float, int]] = []  # time and count of the first call: a job may go on
 
     def show(done: int, total: int) -> None:
+        now = time.monotonic()
+        begun[:] = begun or [(now, done)]
+        rate = (done - begun[0][1]) / max(now - begun[0][0], 1e-9)
+        left = f", {(total - done) / rate / 60:.1f} min left" if rate and done < total else ""
         end = "\n" if done >= total else ""
-        print(f"\r{what}: {done} of {total}", end=end, file=sys.stderr, flush=True)
+        # Spaces: the line before may have been longer.
+        print(f"\r{what}: {done} of {total}{left:20}", end=end, file=sys.stderr, flush=True)
 
     return show
 

@@ -196,6 +196,9 @@ class Stage(Strict):
     single_turns: Share = Field(
         0.0, description="share of draws that learn one turn with the images, without its history"
     )
+    plain_turns: Share = Field(
+        0.0, description="share of the draws with one turn that learn it without its question"
+    )
     crop: Float = Field(
         0.0,
         ge=0,

@@ -330,7 +330,8 @@ def test_the_examples_of_the_docs_are_what_they_say() -> None:
         *["instruction", "instruction", "caption"],
     ]
     assert [len(build(row).images) for row in rows] == [1, 2, 1, 1, 1, 1, 0, 1, 1]
-    listed = re.findall(r"^\| `([a-z]+)` \|", page, re.MULTILINE)
+    forms = page.split("## Forms")[1].split("\n## ")[0]
+    listed = re.findall(r"^\| `([a-z]+)` \|", forms, re.MULTILINE)
     assert listed == [form.name for form in FORMS]
     (mixture,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     specs = TypeAdapter(list[SourceSpec]).validate_python(yaml.safe_load(mixture)["data"])

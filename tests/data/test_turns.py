@@ -6,7 +6,7 @@ import pytest
 
 from helpers import Drawn, mixture, sample
 from oculi.data.sample import ImageSlot, Message, Sample
-from oculi.data.turns import TurnDraws, single_turn, turns
+from oculi.data.turns import TurnDraws, plain, single_turn, turns
 
 TALK = sample(
     "talk",
@@ -76,3 +76,28 @@ def test_no_share_and_single_turns_change_nothing() -> None:
     assert all(TurnDraws(0, 0.0)(n, TALK) is TALK for n in range(100))
     assert all(TurnDraws(0, 1.0)(n, short) is short for n in range(100))
     assert all(len(TurnDraws(0, 1.0)(n, TALK).messages) == 2 for n in range(100))
+
+
+def test_a_plain_turn_is_the_pictures_and_the_answer() -> None:
+    alone = plain(single_turn(TALK, 2))
+    assert alone.messages[0].content == (ImageSlot(0), ImageSlot(1))
+    assert alone.messages[1].text == "blue" and alone.images == TALK.images
+    alone.validate(for_training=True)
+    system = Message("system", ("Be brief.",))
+    alone = plain(single_turn(Sample("s", (system, *TALK.messages), TALK.images), 1))
+    assert alone.messages[0] == system and alone.messages[1].content == (ImageSlot(0),)
+    text = sample("text", "Hi", "Hello")
+    assert plain(text) is text
+
+
+def test_plain_draws_take_their_share_of_single_turns_alone() -> None:
+    """And leave the choice of single turns as it is without them."""
+    bare, mixed = TurnDraws(5, 0.6), TurnDraws(5, 0.6, 0.25)
+    before, after = ([draw(n, TALK) for n in range(6000)] for draw in (bare, mixed))
+    assert [len(s.messages) for s in before] == [len(s.messages) for s in after]
+    assert [s.messages[-1] for s in before] == [s.messages[-1] for s in after]
+    single = [s for s in after if len(s.messages) == 2]
+    asked = [any(isinstance(part, str) for part in s.messages[0].content) for s in single]
+    assert abs(1 - sum(asked) / len(asked) - 0.25) < 0.03
+    one = sample("caption", ("#", "Describe."), "a cup", images=(Drawn(4, 4),))
+    assert TurnDraws(0, 0.0, 1.0)(0, one) == plain(one)

@@ -114,12 +114,13 @@ class Steps(Dataset[list[Batch]]):
         pack_length: int,
         micro_rows: int,
         single_turns: float = 0.0,
+        plain_turns: float = 0.0,
         crop: float = 0.0,
     ) -> None:
         self.source, self.processor, self.seed = source, processor, seed
         self.steps, self.batch = steps, batch
         self.pack_length, self.micro_rows = pack_length, micro_rows
-        self.drawn = TurnDraws(seed, single_turns)
+        self.drawn = TurnDraws(seed, single_turns, plain_turns)
         self.crops = Crops(seed, crop)
         self.channels = 3 * processor.image_processor.patch_size**2
 

@@ -1,15 +1,21 @@
 """One turn of a conversation as a sample of its own.
 
 In a conversation about a picture later answers can be read off earlier ones, and a model that can
-does not look. A turn that stands alone with the pictures has to be answered from them.
+does not look. A turn that stands alone with the pictures has to be answered from them. Where every
+picture is asked for a thing in one wording only, the wording can help to tell pictures apart; a
+plain turn, the pictures and then the answer as in LLaVA's first stage, has no wording.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from oculi.data.order import random_words
 from oculi.data.sample import ImageSlot, Message, Sample
+
+_PLAIN = 0x91A1  # keeps the choice of plain turns independent of all else that the seed decides
 
 
 def single_turn(sample: Sample, number: int) -> Sample:
@@ -38,22 +44,41 @@ def turns(sample: Sample) -> int:
     return sum(message.role == "assistant" for message in sample.messages)
 
 
+def plain(sample: Sample) -> Sample:
+    """A single turn without its question: pictures, then the answer.
+
+    The template of LLaVA's first stage ("plain"; Visual Instruction Tuning, section 4.2, asks, its
+    code since version 1.5 does not). A sample without pictures stays what it is.
+    """
+    *system, question, answer = sample.messages
+    slots = tuple(part for part in question.content if isinstance(part, ImageSlot))
+    if not slots:
+        return sample
+    return replace(sample, messages=(*system, Message("user", slots), answer))
+
+
 class TurnDraws:
     """Decides which draws of a stage learn a single turn: a pure function of seed and position.
 
     Args:
         seed: the stage's.
-        share: part of the draws, 0 to 1.
+        share: part of the draws that learn a single turn, 0 to 1.
+        plain_share: part of the draws with a single turn that learn it without its question.
     """
 
-    def __init__(self, seed: int, share: float) -> None:
-        self.seed, self.share = seed, share
+    def __init__(self, seed: int, share: float, plain_share: float = 0.0) -> None:
+        self.seed, self.share, self.plain_share = seed, share, plain_share
+        self._plain_seed = int(np.random.SeedSequence([seed, _PLAIN]).generate_state(1)[0])
 
     def __call__(self, position: int, sample: Sample) -> Sample:
         """The sample as position `position` of the order learns it."""
-        if not self.share or turns(sample) < 2:
-            return sample
-        ticket, which = random_words(self.seed, 2 * position, 2)
-        if int(ticket) >= self.share * 2**64:
-            return sample
-        return single_turn(sample, int(which) % turns(sample))
+        count = turns(sample)
+        if self.share and count > 1:
+            ticket, which = random_words(self.seed, 2 * position, 2)
+            if int(ticket) < self.share * 2**64:
+                sample, count = single_turn(sample, int(which) % count), 1
+        if self.plain_share and count == 1:
+            (ticket,) = random_words(self._plain_seed, position, 1)
+            if int(ticket) < self.plain_share * 2**64:
+                return plain(sample)
+        return sample

@@ -233,6 +233,7 @@ class Run:
             pack_length=stage.pack_length or stage.length,
             micro_rows=stage.micro_rows,
             single_turns=stage.single_turns,
+            plain_turns=stage.plain_turns,
             crop=stage.crop,
         )
 
