@@ -197,7 +197,7 @@ class Stage(Strict):
         0.0, description="share of draws that learn one turn with the images, without its history"
     )
     plain_turns: Share = Field(
-        0.0, description="share of the draws with one turn that learn it without its question"
+        0.0, description="share of the draws that single_turns cuts out that drop the question too"
     )
     crop: Float = Field(
         0.0,

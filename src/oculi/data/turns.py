@@ -63,7 +63,8 @@ class TurnDraws:
     Args:
         seed: the stage's.
         share: part of the draws that learn a single turn, 0 to 1.
-        plain_share: part of the draws with a single turn that learn it without its question.
+        plain_share: part of these that learn it without its question, 0 to 1. A sample that has
+            one turn as it is keeps its question.
     """
 
     def __init__(self, seed: int, share: float, plain_share: float = 0.0) -> None:
@@ -73,12 +74,11 @@ class TurnDraws:
     def __call__(self, position: int, sample: Sample) -> Sample:
         """The sample as position `position` of the order learns it."""
         count = turns(sample)
-        if self.share and count > 1:
-            ticket, which = random_words(self.seed, 2 * position, 2)
-            if int(ticket) < self.share * 2**64:
-                sample, count = single_turn(sample, int(which) % count), 1
-        if self.plain_share and count == 1:
-            (ticket,) = random_words(self._plain_seed, position, 1)
-            if int(ticket) < self.plain_share * 2**64:
-                return plain(sample)
-        return sample
+        if not self.share or count < 2:
+            return sample
+        ticket, which = random_words(self.seed, 2 * position, 2)
+        if int(ticket) >= self.share * 2**64:
+            return sample
+        sample = single_turn(sample, int(which) % count)
+        (ticket,) = random_words(self._plain_seed, position, 1)
+        return plain(sample) if int(ticket) < self.plain_share * 2**64 else sample

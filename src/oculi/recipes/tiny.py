@@ -24,7 +24,8 @@ def vora_tiny() -> Recipe:
     oculi train vora_tiny --out RUN
 
     About half an hour on two cores. Most draws of a conversation learn one turn alone: later answers
-    could be read off earlier ones, and a model that can read does not look (docs/log.md).
+    could be read off earlier ones, and a model that can read does not look (docs/log.md). Fine-tuning
+    drops the question of some of them, for the same reason.
     """
     data = (PlayroomSource(level=1, samples=1_000_000),)
     pretrain = Stage(
@@ -50,6 +51,7 @@ def vora_tiny() -> Recipe:
         update={
             "name": "finetune",
             "steps": 3800,
+            "plain_turns": 0.4,
             "objectives": (LmSpec(),),
             "lr": 2e-3,
             "trainable": {"llm.*": None, "vision.*": None},
