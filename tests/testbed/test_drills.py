@@ -89,8 +89,7 @@ def test_a_table_is_read_truly() -> None:
 
 
 def test_pairs_are_found_and_counted_truly() -> None:
-    yes = 0
-    members = 0
+    yes, members, missing = 0, 0, 0
     for index in range(N):
         text, asked = drills.pairs(7, Dice(index))
         rows = re.split(r", |\n|; ", text)
@@ -107,10 +106,37 @@ def test_pairs_are_found_and_counted_truly() -> None:
             elif question.kind in ("first", "last"):
                 assert answer == rows[0 if question.kind == "first" else -1]
             else:
-                about = next(row for row in rows if re.search(rf"\b{row}\b", first))
+                about = next((row for row in rows if re.search(rf"\b{row}\b", first)), None)
                 step = 1 if question.kind == "after" else -1
-                assert answer == rows[rows.index(about) + step]
-    assert 0.45 < yes / members < 0.7
+                assert answer == (rows[rows.index(about) + step] if about else drills.NONE)
+                missing += about is None
+    assert 0.45 < yes / members < 0.7 and missing > N / 10
+
+
+def test_short_words_are_looked_up_truly_or_are_not_there() -> None:
+    answers = defaultdict(list)
+    for index in range(N):
+        text, asked = drills.lookup(8, Dice(index))
+        lettered = dict(re.findall(r"([A-F])[.)] (\w+)", text))
+        listed = list(lettered.values()) or re.findall(r"\w+", text)[1:]
+        assert 3 <= len(set(listed)) == len(listed) <= 6 and len(asked) == 8
+        for question in asked:
+            first, answer = question.text.split("\n")[0], said(question)
+            answers[question.kind].append(answer)
+            if question.kind == "option":
+                assert answer == lettered[re.findall(r"\b[A-F]\b", first)[-1]]
+            elif question.kind == "member":
+                asked_for = [w for w in drills._SHORT if re.search(rf"\b{w}\b", first)]
+                assert (answer == "yes") == any(w in listed for w in asked_for), (text, question)
+            elif answer != drills.NONE and question.kind != "letter":
+                spot = listed.index(answer) + (-1 if question.kind == "after" else 1)
+                assert re.search(rf"\b{listed[spot]}\b", first), (text, question)
+            elif question.kind == "letter" and answer != drills.NONE:
+                assert re.search(rf"\b{lettered[answer]}\b", first), (text, question)
+    assert set(answers) == {"member", "after", "before", "letter", "option"}
+    assert 0.45 < answers["member"].count("yes") / len(answers["member"]) < 0.7
+    for kind in ("after", "before", "letter"):
+        assert 0.2 < answers[kind].count(drills.NONE) / len(answers[kind]) < 0.6
 
 
 def test_letters_and_options_go_both_ways() -> None:
@@ -130,7 +156,9 @@ def test_letters_and_options_go_both_ways() -> None:
     assert kinds == {"letter", "option"}
 
 
-@pytest.mark.parametrize("make", [drills.record, drills.table, drills.pairs, drills.options])
+@pytest.mark.parametrize(
+    "make", [drills.record, drills.table, drills.pairs, drills.options, drills.lookup]
+)
 def test_the_text_is_told_once_and_drills_repeat(make) -> None:  # type: ignore[no-untyped-def]
     text, asked = make(4, Dice(7))
     talk = drills.told(text, asked, Dice(8))

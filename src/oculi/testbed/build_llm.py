@@ -9,7 +9,7 @@ begins with a primer of scenes of one object and lists to copy.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,16 @@ from oculi.testbed.vocabulary import Dice
 
 # Here a batch is a number of tokens, padding included.
 PLAN = Plan(steps=4800, batch=4096, muon_lr=0.02, adam_lr=5e-3, warmup=40, save_every=400)
+AGAIN = Plan(steps=2000, batch=4096, muon_lr=0.01, adam_lr=2e-3, warmup=20, seed=1, save_every=400)
 QUICK = Plan(steps=3, batch=1024, muon_lr=0.02, adam_lr=1.5e-3, warmup=1, report_every=1)
 
 CONTEXT = 0.1  # weight of a token that is not part of a reply
 EMBEDDING = 0.06  # standard deviation at the start; transformers' default is 0.02
 POOL = 1024  # dialogues that are sorted by length together
-# Copying is mastered first (a loss of 0.2 a token), then single objects and lists are read.
-COPYING, PRIMER = 350, 550
+Texts = Callable[[str, int], list[language.Turn]]
+# What is read until which step. Copying is mastered first, to a loss of 0.2 a token.
+LESSONS: tuple[tuple[int, Texts], ...] = ((350, language.copying), (550, language.primer))
+LESSONS_AGAIN = ((350, language.lookup), (600, language.lookups))
 SYSTEM = "You are a helpful assistant."
 Tokens = tuple[list[int], list[float]]  # ids, and what each counts in the loss (0: no reply)
 
@@ -97,13 +100,11 @@ def encode_turns(talks: Sequence[Sequence[language.Turn]], encode: Any) -> list[
     return made
 
 
-def stream(plan: Plan, encode: Any) -> Iterator[list[Tokens]]:
-    """Yield batches of about `plan.batch` tokens, alike in length, without end."""
+def stream(plan: Plan, encode: Any, lessons: Sequence[tuple[int, Texts]]) -> Iterator[list[Tokens]]:
+    """Yield batches of about `plan.batch` tokens, alike in length, without end: lessons, then all."""
     number, step = plan.seed * 10**9, 0
     while True:
-        source = language.copying if step < COPYING else language.dialogue
-        if COPYING <= step < PRIMER:
-            source = language.primer
+        source = next((texts for end, texts in lessons if step < end), language.dialogue)
         talks = [source("train", number + row) for row in range(POOL)]
         pool = encode_turns(talks, encode)
         number += POOL
@@ -176,17 +177,14 @@ def evaluate(model: Any, tok: Any, n: int) -> dict[str, dict[str, float]]:
     return scores
 
 
-def build(folder: Path, quick: bool, log: Path | None = None, plan: Plan = PLAN) -> dict[str, Any]:
-    """Train tokenizer and LLM, write them to `folder`, return what the manifest says about it."""
-    plan = replace(QUICK, seed=plan.seed) if quick else plan
-    setup(plan.seed)
-    tok, progress = tokenizer.train(), Progress("llm", plan, log)
-    model = new_model(len(tok), tok.pad_token_id, tok.eos_token_id)
+def train(
+    model: Any, tok: Any, plan: Plan, lessons: Sequence[tuple[int, Texts]], progress: Progress,
+    folder: Path, compile: bool = True,
+) -> int:  # fmt: skip
+    """Train through the lessons and the mixture, on one schedule; return how many dialogues it took."""
     optimisers = Optimisers(model, None, plan)
-    parameters = sum(weight.numel() for weight in model.parameters())
-    progress.say(f"{parameters / 1e6:.2f}M parameters, {plan.steps} steps of {plan.batch} tokens")
-    source, samples = stream(plan, tok.backend_tokenizer), 0
-    forward = model if quick else compiled(model)
+    source, samples = stream(plan, tok.backend_tokenizer, lessons), 0
+    forward = compiled(model) if compile else model
     for step in range(plan.steps):
         batch = next(source)
         samples += len(batch)
@@ -199,15 +197,35 @@ def build(folder: Path, quick: bool, log: Path | None = None, plan: Plan = PLAN)
             progress.say(str(evaluate(model, tok, 210)))
             save(model, folder)
             tok.save_pretrained(folder)
-    save(model, folder)
-    tok.save_pretrained(folder)
-    cast(model, torch.bfloat16)  # score what is shipped
-    cast(model, torch.float32)
+    return samples
+
+
+def build(folder: Path, quick: bool, log: Path | None = None, plan: Plan = PLAN) -> dict[str, Any]:
+    """Train tokenizer and LLM, write them to `folder`, return what the manifest says about it."""
+    rounds = [(plan, LESSONS), (AGAIN, LESSONS_AGAIN)]
+    if quick:
+        rounds = [(replace(QUICK, seed=plan.seed), lessons) for _, lessons in rounds]
+    setup(plan.seed)
+    tok = tokenizer.train()
+    model = new_model(len(tok), tok.pad_token_id, tok.eos_token_id)
+    parameters = sum(weight.numel() for weight in model.parameters())
+    samples = 0
+    for number, (each, lessons) in enumerate(rounds):
+        progress = Progress("llm", each, log)
+        progress.say(
+            f"{parameters / 1e6:.2f}M parameters, {each.steps} steps of {each.batch} tokens"
+        )
+        setup(plan.seed + number)  # a round can be taken up from what the one before has saved
+        samples += train(model, tok, each, lessons, progress, folder, compile=not quick)
+        save(model, folder)
+        tok.save_pretrained(folder)
+        cast(model, torch.bfloat16)  # go on with, and score, what is shipped
+        cast(model, torch.float32)
     scores = evaluate(model, tok, 21 if quick else 2100)
     progress.say(str(scores))
     return {
         "parameters": parameters,
-        "steps": plan.steps,
+        "steps": sum(each.steps for each, _ in rounds),
         "samples": samples,
         "seed": plan.seed,
         "metrics": scores,

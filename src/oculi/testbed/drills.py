@@ -3,6 +3,10 @@
 They teach what reading about Playroom needs (finding, counting, comparing, choosing a letter) on
 words that have nothing to do with it, and that different requests can ask for the same thing:
 "What is this?", "Name the icon." and "Describe the picture." all ask for a record's name.
+
+Whether a word is there at all is hard to learn from yes and no: as long as nothing is looked up,
+looking at the right place is not rewarded. What stands beside a word, or "none", rewards it from
+the first, and yes and no follow within a few hundred steps.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from oculi.testbed.questions import LETTERS, MARKS, Question, as_choice
-from oculi.testbed.vocabulary import Dice
+from oculi.testbed.vocabulary import COLOURS, SHAPES, Dice
 from oculi.testbed.words import WORDS
 
 _NOUNS = (
@@ -68,6 +72,12 @@ _LETTERS = {
     "letter": ("Which letter has {}?", "{} is at which letter?", "Give the letter of {}."),
     "option": ("What is {}?", "What does {} say?", "Write out {}."),
 }
+NONE = "none"  # what stands beside a word that is not there
+# Words of one token each: what is looked up can be compared at one place.
+_SHORT = (
+    *COLOURS, *SHAPES, "letter", "car", "man", "ear", "answer", "word", "number", "colour", "shape",
+    "size", "place", "order", "group", "part", "value", "plan", "new", "big", "follow",
+)  # fmt: skip
 _UPPER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _FIRST = ("{text}\n{question}", "{text}\n\nQuestion: {question}", "{question}\n\n{text}")
 
@@ -155,18 +165,20 @@ def _row(kind: str, rows: Sequence[tuple[str, str]], roll: Dice) -> tuple[str, .
     """Return what a question about pairs of words asks for, then its answer; None if none fits."""
     names = [" ".join(row) for row in rows]
     spot = roll.below(len(rows) - 1)
+    mixed = {f"{one[0]} {other[1]}": None for one in rows for other in rows}
+    absent = [name for name in mixed if name not in names]
     if kind == "count":
         column = roll.below(2)
         word = roll.pick(rows)[column]
         return word, str(sum(row[column] == word for row in rows))
     if kind == "member":
-        mixed = {f"{one[0]} {other[1]}": None for one in rows for other in rows}
-        absent = [name for name in mixed if name not in names]
         if absent and roll.coin():
             return roll.pick(absent), "no"
         return roll.pick(names), "yes"
     if kind in ("first", "last"):
         return (names[0 if kind == "first" else -1],)
+    if absent and roll.below(4) == 0:
+        return roll.pick(absent), NONE
     about, answer = (spot, spot + 1) if kind == "after" else (spot + 1, spot)
     return (names[about], names[answer]) if names.count(names[about]) == 1 else None
 
@@ -175,6 +187,8 @@ def pairs(n: int, roll: Dice) -> tuple[str, list[Question]]:
     """Return two to five pairs of words that share words as text, and up to `n` questions."""
     words = _different(6, roll)  # a word in both places would be counted in one of them
     firsts, seconds = words[:3], words[3:]
+    if roll.coin():
+        firsts, seconds = roll.some(_SHORT[: len(COLOURS)], 3), roll.some(_SHORT[len(COLOURS) :], 3)
     rows = [(roll.pick(firsts), roll.pick(seconds)) for _ in range(2 + roll.below(4))]
     asked: list[Question] = []
     for kind in roll.shuffled(("count", "member", "member", "first", "last", "after", "before")):
@@ -214,6 +228,45 @@ def words(n: int, roll: Dice) -> tuple[str, list[Question]]:
         wrong = {"member": ["yes", "no"], "total": list("23456")}.get(kind, listed)
         asked.append(as_choice(question, wrong, roll) if roll.below(3) == 0 else question)
     return roll.pick((", ", "\n", "; ", " ")).join(listed), asked
+
+
+def _beside(listed: Sequence[str], about: str, step: int) -> str:
+    """Return what stands one place after (1) or before (-1) a word, if both are there."""
+    if about not in listed:
+        return NONE
+    place = listed.index(about) + step
+    return listed[place] if 0 <= place < len(listed) else NONE
+
+
+def lookup(n: int, roll: Dice) -> tuple[str, list[Question]]:
+    """Return a list of three to six short words, lettered or not, as text, and `n` questions.
+
+    One in three asks about a word that may not be there, or for what stands beyond an end.
+    """
+    listed = roll.some(_SHORT, 3 + roll.below(4))
+    letters = "ABCDEF"[: len(listed)] if roll.coin() else ""
+    kinds = ("member", "member", "after", "before", *(("letter", "option") if letters else ()))
+    asked = []
+    for _ in range(n):
+        kind, about = roll.pick(kinds), roll.pick(listed if roll.below(3) else _SHORT)
+        if kind == "member":
+            about = roll.pick(listed if roll.coin() else _SHORT)
+            answer = "yes" if about in listed else "no"
+        elif kind in ("after", "before"):
+            answer = _beside(listed, about, 1 if kind == "after" else -1)
+        elif kind == "letter":
+            answer = letters[listed.index(about)] if about in listed else NONE
+        else:
+            about, answer = roll.pick(list(zip(letters, listed, strict=True)))
+        asks = _LETTERS[kind] if kind in _LETTERS else _ASK[kind]
+        question = Question(kind, roll.pick(asks).format(about), answer)
+        choice = kind in ("after", "before") and not letters and roll.below(4) == 0
+        asked.append(as_choice(question, [*listed, NONE], roll) if choice else question)
+    mark = roll.pick(MARKS)
+    lines = (
+        [mark.format(*pair) for pair in zip(letters, listed, strict=True)] if letters else listed
+    )
+    return f"List: {roll.pick((', ', '; ', ' ', chr(10))).join(lines)}", asked
 
 
 def told(text: str, questions: Sequence[Question], roll: Dice) -> list[tuple[str, str, str]]:

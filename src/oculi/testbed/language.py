@@ -11,11 +11,13 @@ answers in the right format. No text here speaks of a picture that is drawn.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from oculi.errors import DataError, nearest
 from oculi.testbed import drills, playroom
 from oculi.testbed.interview import interview
+from oculi.testbed.questions import Question
 from oculi.testbed.vocabulary import Dice
 from oculi.testbed.words import WORDS
 
@@ -53,7 +55,9 @@ _ASK: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-_DRILLS = (drills.record, drills.pairs, drills.table, drills.options, drills.words)
+_DRILLS = (
+    drills.record, drills.pairs, drills.table, drills.options, drills.words, drills.lookup
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +163,22 @@ def copying(split: str, index: int) -> list[Turn]:
     Looking back at words is what everything else rests on, and it is learnt fast only alone.
     """
     return [_long_copy(_roll(split, index, 8))]
+
+
+def _looked_up(kind: Callable[[int, Dice], tuple[str, list[Question]]], roll: Dice) -> list[Turn]:
+    text, questions = kind(8, roll)
+    return [Turn(*said) for said in drills.told(text, questions, roll)]
+
+
+def lookup(split: str, index: int) -> list[Turn]:
+    """Return a dialogue on a list of short words: what is there, and what stands beside it."""
+    return _looked_up(drills.lookup, _roll(split, index, 9))
+
+
+def lookups(split: str, index: int) -> list[Turn]:
+    """Return a dialogue on a list of words, of pairs of words, or of lettered words."""
+    made = (drills.lookup, drills.lookup, drills.words, drills.pairs, drills.options)[index % 5]
+    return _looked_up(made, _roll(split, index, 10))
 
 
 def primer(split: str, index: int) -> list[Turn]:
