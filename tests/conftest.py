@@ -19,6 +19,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 torch.set_num_threads(1)
 
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """The testbed's build takes two, and a process forked after that waits for them without end."""
+    torch.set_num_threads(1)
+
+
 FAMILIES = ("qwen2", "llama", "olmo2")
 PATCH = 4
 

@@ -42,11 +42,16 @@ STANDS_FOR = {
     "Qwen/Qwen2.5-7B-Instruct": "testbed:llm",
     "lmsys/vicuna-7b-v1.5": "testbed:llm",
     "DIR": "testbed:aimv2",
+    "Hon-Wong/VoRA-7B-Instruct": str(ROOT / "tests/golden/vora_checkpoint/merged"),
+    "RELEASED_RUN": str(ROOT / "tests/golden/vora_checkpoint/unmerged"),
+    "QWEN_DIR": str(ROOT / "tests/golden/vora_checkpoint/llm"),
     "runs/mine/checkpoints/step-0000600": "runs/mine/checkpoints/step-0000003",
     "FILE...": "train.json",
 }
 SKIPPED = (
     "oculi testbed build",
+    "oculi bench kills",
+    "oculi bench train",
     "make",
     "pip",
     "git",
@@ -75,6 +80,8 @@ def runnable(words: list[str]) -> list[str]:
             words += ["evals=[]"]
     if words[0] == "eval":
         words += ["--limit", "3", "--max-new-tokens", "3"]
+    if words[0] == "bench":
+        words += ["--quick"]
     if words[0] == "chat":
         words += ["--max-new-tokens", "3"]
     return words

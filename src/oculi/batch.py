@@ -60,10 +60,10 @@ class Batch:
         self._check_images()
 
     def _check_images(self) -> None:
-        images = int(self.images_BT.max()) + 1 if self.images_BT.numel() else 0
+        images = int(self.images_BT.numpy().max()) + 1 if self.images_BT.numel() else 0
         if images != len(self.grids_N2):
             raise ValueError(f"{images} images in the tokens, {len(self.grids_N2)} grids")
-        patches = int(self.grids_N2.prod(-1).sum()) if images else 0
+        patches = int(self.grids_N2.numpy().prod(-1).sum()) if images else 0
         if patches != len(self.patches_PC):
             raise ValueError(f"the grids hold {patches} patches, patches_PC {len(self.patches_PC)}")
 
@@ -75,12 +75,12 @@ class Batch:
     @property
     def tokens(self) -> int:
         """Number of tokens that are not padding."""
-        return int((self.segments_BT >= 0).sum())
+        return _not_negative(self.segments_BT)
 
     @property
     def vision_tokens(self) -> int:
         """Number of image positions."""
-        return int((self.images_BT >= 0).sum())
+        return _not_negative(self.images_BT)
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch on another device; grids stay on the CPU, where they are read."""
@@ -105,3 +105,8 @@ class Batch:
             "label_rows": self.label_rows_R,
             "use_cache": False,
         }
+
+
+def _not_negative(ids: Tensor) -> int:
+    # By numpy: counted where the loader made the batch, and no operation of torch waits for it.
+    return int((ids.cpu().numpy() >= 0).sum())

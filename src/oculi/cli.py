@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-import time
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from oculi.errors import OculiError
+from oculi.bench.command import app as bench_app
+from oculi.commands import one_line_errors, progress
+from oculi.commands import quiet_libraries as _quiet_libraries
+from oculi.export.convert.command import app as convert_app
 
 app = typer.Typer(
     help="oculi gives a language model eyes: train, compare, merge, measure and serve.",
@@ -24,23 +24,8 @@ data_app = typer.Typer(help="Look at data before training on it.", no_args_is_he
 testbed_app = typer.Typer(help="The embedded world and its tiny checkpoints.", no_args_is_help=True)
 app.add_typer(data_app, name="data", rich_help_panel=None)
 app.add_typer(testbed_app, name="testbed", rich_help_panel=None)
-
-
-def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A mistake in the input becomes one line and exit code 2; a bug keeps its traceback."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except OculiError as error:
-            print(f"oculi: {error}", file=sys.stderr)
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            print("oculi: interrupted", file=sys.stderr)
-            raise typer.Exit(130) from None
-
-    return run
+app.add_typer(bench_app, name="bench", rich_help_panel=None)
+app.add_typer(convert_app, name="convert", rich_help_panel=None)
 
 
 @app.command(epilog="Example: oculi train vora_tiny stages.0.steps=300 --out runs/first")
@@ -93,6 +78,40 @@ def recipes(
         print(f"{key:12} {build().summary}")
 
 
+@app.command(epilog="Example: oculi plan vora model.lora.rank=512 --gpu h200 --gpus 8")
+@one_line_errors
+def plan(
+    recipe: Annotated[
+        str, typer.Argument(help="a built-in name, file.py:function, or recipe.yaml")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, as for oculi train")
+    ] = None,
+    gpu: Annotated[str, typer.Option(help="name of a GPU, as h200 or rtx4090")] = "h200",
+    gpus: Annotated[int, typer.Option(min=1, help="number of them")] = 1,
+    llm: Annotated[str | None, typer.Option(help="folder or id, as for oculi train")] = None,
+    teacher: Annotated[str | None, typer.Option(help="folder or id, as for oculi train")] = None,
+    text_tokens: Annotated[int, typer.Option(min=1, help="text of a sample, all learnt")] = 128,
+    image: Annotated[
+        str | None, typer.Option(help="WIDTHxHEIGHT in pixels; else the largest that is taken")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Parameters, products, memory and the least time of a recipe, from configurations alone."""
+    from oculi.recipe import override
+    from oculi.recipes import find_recipe
+    from oculi.recipes.flags import apply_flags
+
+    chosen = override(apply_flags(find_recipe(recipe), llm=llm, teacher=teacher), overrides or [])
+    _quiet_libraries()
+    from oculi.plan import picture_size
+    from oculi.plan import plan as run
+
+    size = picture_size(image) if image else None
+    planned = run(chosen, gpu, gpus, text_tokens, size)
+    print(json.dumps(planned.to_json(), indent=1) if as_json else "\n".join(planned.lines()))
+
+
 @data_app.command(epilog="Example: oculi data check train.json")
 @one_line_errors
 def check(
@@ -105,7 +124,7 @@ def check(
     """Name the format and list every bad row with id, line and reason; exits 1 when there is one."""
     from oculi.data.check import check as run
 
-    report = run(files, image_root, decode, _progress("checking"), form=format)
+    report = run(files, image_root, decode, progress("checking"), form=format)
     print(json.dumps(report.to_json(), indent=1) if as_json else "\n".join(report.lines()))
     raise typer.Exit(0 if report.ok else 1)
 
@@ -140,7 +159,7 @@ def overlap(
 
     found = run(
         a, b, image_roots=image_root or [], forms=format or [], tolerance=tolerance,
-        workers=workers or os.cpu_count() or 1, progress=_progress,
+        workers=workers or os.cpu_count() or 1, progress=progress,
     )  # fmt: skip
     if out is not None:
         found.write(out)
@@ -179,7 +198,7 @@ def prepare(
     report = run(
         files, out, chosen, image_root=image_root, form=format, tag=tag, max_length=max_length,
         workers=workers or os.cpu_count() or 1, overwrite=overwrite,
-        on_file=_progress("finding rows, files"), on_progress=_progress("measuring rows"),
+        on_file=progress("finding rows, files"), on_progress=progress("measuring rows"),
     )  # fmt: skip
     print(report.read_text(encoding="utf-8"), end="")
 
@@ -285,7 +304,7 @@ def evaluate(
     results = evaluate_command(
         model, processor, checkpoint, questions, blind=blind, above_blind=above_blind,
         limit=limit, max_new_tokens=max_new_tokens, out=out,
-        on_progress=_progress("answering"),
+        on_progress=progress("answering"),
     )  # fmt: skip
     print(json.dumps(results.to_dict(), indent=1) if as_json else "\n".join(results.lines()))
     raise typer.Exit(0 if results.ok else 1)
@@ -327,35 +346,6 @@ def _read_line() -> str:
         return input("> ").strip()
     except EOFError:
         return ""
-
-
-def _progress(what: str) -> Callable[[int, int], None] | None:
-    """A counter on the terminal, with the time left; nothing when the output is not one."""
-    if not sys.stderr.isatty():
-        return None
-    begun: list[tuple[float, int]] = []  # time and count of the first call: a job may go on
-
-    def show(done: int, total: int) -> None:
-        now = time.monotonic()
-        begun[:] = begun or [(now, done)]
-        rate = (done - begun[0][1]) / max(now - begun[0][0], 1e-9)
-        left = f", {(total - done) / rate / 60:.1f} min left" if rate and done < total else ""
-        end = "\n" if done >= total else ""
-        # Spaces: the line before may have been longer.
-        print(f"\r{what}: {done} of {total}{left:20}", end=end, file=sys.stderr, flush=True)
-
-    return show
-
-
-def _quiet_libraries() -> None:
-    """Progress bars and warnings of libraries out of the way of ours."""
-    import os
-
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 def main() -> None:

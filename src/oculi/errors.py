@@ -2,7 +2,8 @@
 
 Everything that can go wrong because of a file, a setting or a row raises one of these, with one
 line that says what is wrong, where, and what to do. The command line prints that line and exits;
-any other exception reaching it is a bug in oculi and keeps its traceback.
+any other exception reaching it is a bug in oculi and keeps its traceback. The exit codes are
+listed in docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from typing import ClassVar
 class OculiError(Exception):
     """Base of all errors that are the input's fault; the message is one line for the user.
 
-    `code` is a stable word for programs (JSON output, the server's error body); the message is
-    for people and may change.
+    `code` is a stable word for programs (JSON output, the server's error body), `exit_code` what
+    the command exits with; the message is for people and may change.
     """
 
     code: ClassVar[str] = "error"
+    exit_code: int = 2
 
 
 class RecipeError(OculiError):
@@ -38,6 +40,34 @@ class CheckpointError(OculiError):
     """A checkpoint or model folder is missing, damaged or of another kind."""
 
     code: ClassVar[str] = "checkpoint"
+
+
+class NoUsableCheckpointError(CheckpointError):
+    """A run has checkpoints, and every one of them is damaged."""
+
+    code: ClassVar[str] = "no-usable-checkpoint"
+    exit_code = 5
+
+
+class BadSamplesError(DataError):
+    """So many samples were bad that what is left is not the data that was meant."""
+
+    code: ClassVar[str] = "bad-samples"
+    exit_code = 3
+
+
+class DiskError(OculiError):
+    """A file cannot be written: the disk is full, the folder is read-only or belongs to others."""
+
+    code: ClassVar[str] = "disk"
+    exit_code = 6
+
+
+class LoaderError(OculiError):
+    """The processes that make batches were killed or hang."""
+
+    code: ClassVar[str] = "loader"
+    exit_code = 7
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

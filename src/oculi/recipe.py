@@ -217,7 +217,18 @@ class Stage(Strict):
     )
     clip: Float | None = Field(1.0, gt=0)
     precision: Literal["float32", "bfloat16"] = "bfloat16"
+    checkpointing: Literal["none", "selective", "full"] = Field(
+        "none", description="which activations are computed again instead of kept"
+    )
+    compile: bool = Field(True, description="torch.compile on an accelerator; never on a CPU")
     workers: Int = Field(1, ge=0)
+    worker_timeout: Count = Field(
+        300, description="seconds without a step's data after which loader workers count as hung"
+    )
+    non_finite: Literal["stop", "skip"] = Field(
+        "stop", description="what becomes of a step whose loss or gradient is NaN or infinite"
+    )
+    max_skips: Count = Field(3, description="steps in a row that non_finite=skip leaves out")
     log_every: Count = 10
     checkpoint_every: Count = 1000
     merge_lora: bool = Field(False, description="fold LoRA into the LLM when the stage is done")
@@ -247,6 +258,18 @@ class Recipe(Strict):
     model: ModelSpec
     stages: tuple[Stage, ...] = Field(min_length=1)
     evals: tuple[EvalSpec, ...] = ()
+    keep_last: Count | None = Field(
+        None, description="how many of the newest checkpoints are kept; None: all"
+    )
+    keep_every: Count | None = Field(
+        None, description="of older ones, those whose step is a multiple of it are kept as well"
+    )
+
+    @model_validator(mode="after")
+    def _keeps_in_order(self) -> Recipe:
+        if self.keep_every is not None and self.keep_last is None:
+            raise ValueError("keep_every needs keep_last: without it every checkpoint is kept")
+        return self
 
     @model_validator(mode="after")
     def _merges_once(self) -> Recipe:
@@ -265,20 +288,14 @@ class Recipe(Strict):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
 
 
-# Parts of a recipe that may be of several kinds, by their key.
-_KINDS: dict[str, dict[str, type[Strict]]] = {
-    "vision": {"patch_embed": PatchEmbedSpec, "tower": TowerSpec},
-    "objectives": {"lm": LmSpec, "distill": DistillSpec},
-    "data": {"file": FileSource, "playroom": PlayroomSource},
-}
-
-
 def validate(data: dict[str, Any], where: str) -> Recipe:
     """A recipe from plain data.
 
     Raises:
         RecipeError: one line with the first thing that is wrong and the nearest valid name.
     """
+    from oculi.recipe_problems import first_problem  # it imports this module
+
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
@@ -347,47 +364,3 @@ def _assign(data: Any, key: str, value: Any) -> None:
             node[node_key] = value
         else:
             node = node[node_key]
-
-
-def first_problem(error: ValidationError, data: dict[str, Any]) -> str:
-    """The first thing that pydantic found wrong with ``data``, in one line by its dotted key."""
-    problem = error.errors()[0]
-    # A tagged union puts its tag into the location; a reader's file has no such level.
-    parts: list[Any] = []
-    node: Any = data
-    for part in problem["loc"]:
-        if isinstance(node, dict) and part not in node and node.get("kind") == part:
-            continue
-        parts.append(part)
-        try:
-            node = node[part]
-        except (KeyError, IndexError, TypeError):
-            node = None
-    where = ".".join(str(part) for part in parts)
-    if problem["type"] == "union_tag_not_found":
-        union = next(str(part) for part in reversed(parts) if part in _KINDS)
-        return f"{where}: kind is missing; it is one of {', '.join(_KINDS[union])}"
-    if problem["type"] == "extra_forbidden":
-        return f'unknown key "{where}"{nearest(str(parts[-1]), _known_keys(parts[:-1], data))}'
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{where or 'recipe'}: {message}"
-
-
-def _known_keys(parts: list[Any], data: dict[str, Any]) -> list[str]:
-    """Keys the part of a recipe at ``parts`` may have, from the models themselves."""
-    model: Any = Recipe
-    steps = {
-        "model": ModelSpec, "images": ImageSpec, "lora": LoraSpec, "stages": Stage,
-        "evals": EvalSpec,
-    }  # fmt: skip
-    node: Any = data
-    chosen: dict[str, type[Strict]] = {}
-    for part in parts:
-        node = node[part]
-        if part in _KINDS:
-            chosen = _KINDS[part]
-        elif part in steps:
-            model, chosen = steps[part], {}
-        if chosen and isinstance(node, dict):
-            model = chosen.get(str(node.get("kind")), Strict)
-    return list(model.model_fields)

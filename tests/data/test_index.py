@@ -119,6 +119,21 @@ def test_a_missing_picture_is_an_error_at_the_start(
     assert "row-4" in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_few_unreadable_pictures_are_left_to_training(
+    make_processor: Callable[..., Any], tmp_path: Path
+) -> None:
+    """One of 120 is under 1 % and has no length; two are over it."""
+    path = write_rows(tmp_path / "rows", 120)
+    source = FileSource(path=str(path))
+    (tmp_path / "rows" / "4.png").write_bytes(b"")
+    lengths = measure(open_source(source), make_processor())
+    assert np.flatnonzero(lengths == 0).tolist() == [4]
+    check_lengths([source], make_processor(), 999, tmp_path / "index")
+    (tmp_path / "rows" / "8.png").unlink()
+    with pytest.raises(DataError, match=r"4\.png.* is empty .*\(and 1 more, over 1% of all\)"):
+        check_lengths([source], make_processor(max_patches=3), 999, tmp_path / "index")
+
+
 def test_playroom_needs_no_pass(make_processor: Callable[..., Any], tmp_path: Path) -> None:
     check_lengths([PlayroomSource(level=1, samples=10**9)], make_processor(), 8, tmp_path / "index")
 

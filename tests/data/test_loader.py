@@ -11,7 +11,8 @@ import torch
 
 from helpers import HOSTILE, Drawn, mixture, sample, write_rows
 from oculi.batch import Batch
-from oculi.data.loader import Steps, collate, encode_sample, make_loader
+from oculi.data.feeding import make_loader
+from oculi.data.loader import Steps, collate, encode_sample
 from oculi.data.source import open_source
 from oculi.errors import DataError
 from oculi.recipe import FileSource
@@ -49,7 +50,8 @@ def test_a_step_does_not_depend_on_what_came_before(processor: Any) -> None:
     for start in (0, 2, 5):
         found = list(make_loader(steps(processor, micro_rows=1), start, workers=0))
         assert len(found) == 6 - start
-        for one, other in zip(found, wanted[start:], strict=True):
+        for loaded, other in zip(found, wanted[start:], strict=True):
+            one = loaded.batches
             assert len(one) == len(other) > 1
             assert all(same(a, b) for a, b in zip(one, other, strict=True))
     assert not same(wanted[0][0], wanted[1][0])
@@ -59,8 +61,8 @@ def test_workers_give_the_same_steps_in_the_same_order(processor: Any) -> None:
     made = steps(processor)
     found = list(make_loader(made, 1, workers=2))
     assert len(found) == 5
-    for number, parts in enumerate(found, 1):
-        assert all(same(a, b) for a, b in zip(parts, made[number], strict=True))
+    for number, loaded in enumerate(found, 1):
+        assert all(same(a, b) for a, b in zip(loaded.batches, made[number], strict=True))
 
 
 def test_a_step_holds_its_samples_of_the_order_once(processor: Any) -> None:
@@ -199,16 +201,30 @@ def test_a_sample_without_an_answer_is_named(processor: Any) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_picture_is_one_line(tmp_path: Path, processor: Any, workers: int) -> None:
-    """Also from another process, whose traceback torch would put into the message."""
+def test_a_damaged_picture_is_left_out_and_named(
+    tmp_path: Path, processor: Any, workers: int
+) -> None:
+    """The others of its step are as if it had never been there."""
     path = write_rows(tmp_path)
     whole = (tmp_path / "0.png").read_bytes()
     (tmp_path / "0.png").write_bytes(whole[: len(whole) // 2])
     made = steps(processor, open_source(FileSource(path=str(path))), batch=8)
-    with pytest.raises(DataError, match=r'image "0\.png" is truncated or damaged') as caught:
-        list(make_loader(made, 0, workers))
-    assert "\n" not in str(caught.value)
-    assert "rows.json" in str(caught.value) and "row-0" in str(caught.value)
+    found = list(make_loader(made, 0, workers))
+    assert len(found) == 6
+    for step, loaded in enumerate(found):
+        (bad,) = loaded.bad
+        assert bad.id == "row-0" and step * 8 <= bad.position < step * 8 + 8
+        assert bad.reason == 'image "0.png" is truncated or damaged'
+        assert bad.source.endswith("rows.json:1") or "rows.json" in bad.source
+        ids = [name for batch in loaded.batches for name in batch.sample_ids]
+        assert sorted(ids) == [f"row-{i}" for i in range(1, 8)]
+
+
+def test_a_step_may_be_bad_altogether(processor: Any) -> None:
+    silent = [replace(one, messages=one.messages[:1]) for one in mixture()]
+    loaded = steps(processor, silent).load(0)
+    assert loaded.batches == []
+    assert [bad.position for bad in loaded.bad] == list(range(5))
 
 
 def test_a_bug_is_no_mistake_in_the_input(processor: Any) -> None:

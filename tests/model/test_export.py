@@ -42,6 +42,9 @@ CODE = {
     "modeling_oculi.py",
     "patch_embed_oculi.py",
     "processing_oculi.py",
+    "recompute_oculi.py",
+    "rows_oculi.py",
+    "spans_oculi.py",
     "tower_oculi.py",
 }
 

@@ -66,7 +66,8 @@ def llm_states(model: Any, batch: Batch) -> list[Tensor]:
             with_kwargs=True,
         )
     )
-    model(**batch.model_inputs())
+    # With label rows the last block would compute those alone.
+    model(**{**batch.model_inputs(), "label_rows": None})
     for handle in handles:
         handle.remove()
     rows = batch.images_BT.flatten() >= 0

@@ -206,3 +206,34 @@ def test_native_aimv2_has_no_table(tmp_path: Path) -> None:
     patches, grids = cut((8, 12))
     wanted = own_states(model, pixels(patches, grids[0], CLIP_MEAN, CLIP_STD))
     torch.testing.assert_close(teacher.features(patches, grids)[2], wanted[2], rtol=1e-5, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------- how it runs
+
+
+def test_its_states_may_be_kept_for_a_backward_pass() -> None:
+    """It runs in inference mode, whose own tensors may not."""
+    seen = []
+    model = make_tower("aimv2")
+    model.encoder.layers[0].register_forward_hook(
+        lambda module, args, output: seen.append(torch.is_inference_mode_enabled())
+    )
+    states = Teacher(model).features(*cut((16, 16)))
+    assert seen == [True]
+    assert not any(state.is_inference() or state.requires_grad for state in states)
+    student = torch.randn_like(states[1], requires_grad=True)
+    (student * states[1]).sum().backward()
+    assert torch.equal(student.grad, states[1])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", ["aimv2", "clip", "siglip2"])
+def test_in_bfloat16_its_states_point_the_same_way(family: str) -> None:
+    patches, grids = cut((16, 16), (8, 12))
+    exact = Teacher(make_tower(family)).features(patches, grids)
+    teacher = Teacher(make_tower(family))
+    teacher.to(torch.device("cpu"), torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = teacher.features(patches, grids)
+    for state, wanted in zip(found, exact, strict=True):
+        assert state.dtype == torch.bfloat16
+        assert torch.cosine_similarity(state.float(), wanted).min() > 0.99

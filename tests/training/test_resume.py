@@ -13,7 +13,8 @@ from oculi.errors import RecipeError
 from oculi.recipe import Recipe, override
 from oculi.training import checkpoint as ckpt
 from oculi.training import loop
-from oculi.training.run import first_difference, train
+from oculi.training.folder import first_difference
+from oculi.training.run import train
 
 
 @pytest.mark.parametrize("checkpoint", [2, 3, 5, 6], ids=["middle", "boundary", "stage 2", "end"])

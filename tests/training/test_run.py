@@ -24,7 +24,8 @@ from oculi.errors import CheckpointError, DataError, OculiError, RecipeError
 from oculi.recipe import Recipe, load, override, validate
 from oculi.training import checkpoint as ckpt
 from oculi.training import loop
-from oculi.training.run import _lock, train
+from oculi.training.folder import lock
+from oculi.training.run import train
 
 # ---------------------------------------------------------------------------------- the folder
 
@@ -130,12 +131,12 @@ def test_a_folder_that_is_taken_is_refused(recipe: Recipe, tmp_path: Path) -> No
 
 def test_a_second_trainer_is_refused(finished: Path, recipe: Recipe) -> None:
     with (
-        _lock(finished),
+        lock(finished),
         pytest.raises(RecipeError, match="being trained by another process") as caught,
     ):
         train(recipe, finished, resume=True, quiet=True)
     assert str(finished) in str(caught.value)
-    with _lock(finished):  # it is free again, and the file itself locks nothing
+    with lock(finished):  # it is free again, and the file itself locks nothing
         pass
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from oculi import durable
 from oculi.data.formats import FileSource as FileRows
 from oculi.data.prepared import PreparedRows
 from oculi.data.sample import RowError, Sample
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from oculi.model import OculiProcessor
 
 Progress = Callable[[int, int], None]
+BAD_SHARE = 0.01  # of the samples; with more that cannot be used it is not the data that was meant
 
 
 def sample_length(sample: Sample, processor: OculiProcessor) -> int:
@@ -35,14 +37,25 @@ def sample_length(sample: Sample, processor: OculiProcessor) -> int:
 def measure(
     source: Source, processor: OculiProcessor, on_progress: Progress | None = None
 ) -> NDArray[np.int32]:
-    """Lengths of all samples of a source, [len(source)] int32."""
+    """Lengths of all samples of a source, [len(source)] int32; 0 of those whose picture is unreadable.
+
+    Training leaves such samples out, as it does those that turn out to be damaged further on.
+
+    Raises:
+        DataError: more than 1 % are unreadable; the first one is named.
+    """
     lengths = np.empty(len(source), dtype=np.int32)
+    first, bad = None, 0
     for i in range(len(source)):
         sample = source[i]
         try:
             lengths[i] = sample_length(sample, processor)
         except DataError as error:
-            raise RowError(str(error), sample.id, sample.source) from None
+            lengths[i], bad = 0, bad + 1
+            first = first or RowError(str(error), sample.id, sample.source)
+            if bad > BAD_SHARE * len(source):
+                more = f" (and {bad - 1} more, over {BAD_SHARE:.0%} of all)" if bad > 1 else ""
+                raise RowError(f"{first.reason}{more}", first.id, first.source) from None
         if on_progress and (i % 256 == 0 or i + 1 == len(source)):
             on_progress(i + 1, len(source))
     return lengths
@@ -107,7 +120,8 @@ def _cached(
         partial = file.with_suffix(".partial")
         with partial.open("wb") as handle:
             np.save(handle, lengths)
-        partial.replace(file)
+        durable.sync(partial)
+        durable.move(partial, file)
     return lengths
 
 

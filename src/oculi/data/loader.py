@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from oculi.batch import Batch
 from oculi.data.crops import Crops
@@ -18,7 +19,7 @@ from oculi.data.packing import pack
 from oculi.data.sample import RowError, Sample
 from oculi.data.source import Source, pieces
 from oculi.data.turns import TurnDraws
-from oculi.errors import DataError, OculiError
+from oculi.errors import DataError
 
 if TYPE_CHECKING:
     from oculi.model import OculiProcessor
@@ -100,8 +101,30 @@ def image_numbers(encoded: Encoded, first: int) -> np.ndarray:
     return numbers
 
 
+@dataclass(frozen=True)
+class BadSample:
+    """A sample that was left out: its position in the order of the stage, its name, and why."""
+
+    position: int
+    id: str
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The data of one optimizer step: micro-batches (none if all is bad), and what was left out."""
+
+    batches: list[Batch]
+    bad: tuple[BadSample, ...] = ()
+
+
 class Steps(Dataset[list[Batch]]):
-    """Entry n is what optimizer step n eats: its samples, packed, as micro-batches."""
+    """Entry n is what optimizer step n eats: its samples, packed, as micro-batches.
+
+    A sample that cannot be used is left out, and the step is smaller: taking another in its place
+    would make a step depend on those before it.
+    """
 
     def __init__(
         self,
@@ -128,60 +151,28 @@ class Steps(Dataset[list[Batch]]):
         return self.steps
 
     def __getitem__(self, step: int) -> list[Batch]:
+        return self.load(step).batches
+
+    def load(self, step: int) -> Loaded:
+        """The micro-batches of a step, and the samples that are not in them.
+
+        Raises:
+            DataError: a data file is not as it was; that is no matter of one sample.
+        """
         first = step * self.batch
         numbers = sample_numbers(self.seed, first, self.batch, len(self.source))
-        encoded = []
+        encoded: list[tuple[str, Encoded]] = []
+        bad: list[BadSample] = []
         for position, number in enumerate(numbers, first):
-            sample = self.drawn(position, self.source[int(number)])
-            crop = partial(self.crops, position)
-            encoded.append((sample.id, encode_sample(sample, self.processor, crop)))
+            try:
+                sample = self.drawn(position, self.source[int(number)])
+                crop = partial(self.crops, position)
+                encoded.append((sample.id, encode_sample(sample, self.processor, crop)))
+            except RowError as error:
+                bad.append(BadSample(position, error.id, error.source, error.reason))
         rows = pack([len(e.input_ids) for _, e in encoded], self.pack_length)
         micro = [rows[i : i + self.micro_rows] for i in range(0, len(rows), self.micro_rows)]
-        return [
+        batches = [
             collate([[encoded[i] for i in row] for row in part], self.channels) for part in micro
         ]
-
-
-class _From(torch.utils.data.Sampler[int]):
-    def __init__(self, start: int, stop: int) -> None:
-        self.start, self.stop = start, stop
-
-    def __iter__(self):  # type: ignore[no-untyped-def]
-        return iter(range(self.start, self.stop))
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-
-class _Caught(Dataset[list[Batch] | OculiError]):
-    """Steps whose mistakes in the input are values: raised in a worker process, torch would put that
-    process's traceback into the message."""
-
-    def __init__(self, steps: Steps) -> None:
-        self.steps = steps
-
-    def __getitem__(self, step: int) -> list[Batch] | OculiError:
-        try:
-            return self.steps[step]
-        except OculiError as error:
-            return error
-
-
-def make_loader(steps: Steps, start: int, workers: int) -> Iterator[list[Batch]]:
-    """Batches of steps ``start`` to the end, in order, made ahead by ``workers`` processes.
-
-    Raises:
-        DataError: a picture cannot be read, or a sample has no answer.
-    """
-    loader = DataLoader(
-        _Caught(steps),
-        batch_size=None,
-        sampler=_From(start, len(steps)),
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        timeout=300 if workers else 0,  # the default waits for a dead worker for ever
-    )
-    for batches in loader:
-        if isinstance(batches, OculiError):
-            raise batches
-        yield batches
+        return Loaded(batches, tuple(bad))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from oculi import __version__
+from oculi import __version__, durable
 from oculi.errors import CheckpointError
 from oculi.model import OculiForConditionalGeneration, OculiProcessor
 from oculi.model.lora import has_lora
@@ -46,7 +46,7 @@ def export(
     summary: str,
     max_shard_size: str = "5GB",
 ) -> Path:
-    """Write the folder; it appears under its name when it is complete.
+    """Write the folder; it appears under its name when it is complete and on the disk.
 
     Raises:
         CheckpointError: the model still has LoRA (merge it first), or ``out`` exists.
@@ -57,11 +57,13 @@ def export(
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    durable.reach("write", partial)
     model.save_pretrained(partial, max_shard_size=max_shard_size)
     processor.save_pretrained(partial)
     card = CARD.format(name=name, version=__version__, summary=summary)
     (partial / "README.md").write_text(card, encoding="utf-8")
+    durable.sync_tree(partial)
     if out.exists():
         out.rmdir()
-    partial.rename(out)
+    durable.move(partial, out)
     return out

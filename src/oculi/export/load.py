@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,12 +70,15 @@ def load_unmerged(path: Path, base: str | None = None) -> Unmerged:
     Raises:
         CheckpointError: nothing there, damaged files, or a base that is not the one trained on.
     """
-    step = path if (path / ckpt.MANIFEST).exists() else ckpt.newest(path / "checkpoints")
+    if given := (path / ckpt.MANIFEST).exists():
+        step: Path | None = path
+    else:
+        step = ckpt.newest_valid(path / "checkpoints", lambda line: print(line, file=sys.stderr))
     if step is None:
         raise CheckpointError(f"{path} is neither an exported folder nor a run with checkpoints")
     run = step.parent.parent
     recipe = load_recipe(run / "recipe.yaml")
-    state, tensors = ckpt.load(step)
+    state, tensors = ckpt.load(step, verified=not given)
     origin = base or state.base
     folder = ckpt.stage_folder(run, origin) or Path(origin)
     if _kind(folder) == "oculi":

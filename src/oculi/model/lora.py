@@ -3,8 +3,9 @@
         x ──┬── W (frozen) ────────┬── W x + B A x        merged: W' = W + B A
             └── A (r x in) ── B ───┘
 
-PEFT's layers are injected into the LLM without ``PeftModel`` around it, so parameter names stay those
-of the LLM. VoRA has no alpha (section 3.1 and its released code): ``lora_alpha = r``, a factor of one.
+PEFT's layers (with a faster ``forward``, see ``lora_linear.py``) are injected into the LLM without
+``PeftModel`` around it, so parameter names stay those of the LLM. VoRA has no alpha (section 3.1 and its
+released code): ``lora_alpha = r``, a factor of one.
 """
 
 from collections.abc import Iterator
@@ -15,12 +16,14 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
+from .lora_linear import LoraLinear
+
 ADAPTER = "default"
 
 
 def lora_config(rank: int, blocks: int, targets: tuple[str, ...]) -> LoraConfig:
     """PEFT's description of LoRA of ``rank`` on ``targets`` of the first ``blocks`` blocks."""
-    return LoraConfig(
+    config = LoraConfig(
         r=rank,
         lora_alpha=rank,
         lora_dropout=0.0,
@@ -29,6 +32,8 @@ def lora_config(rank: int, blocks: int, targets: tuple[str, ...]) -> LoraConfig:
         layers_to_transform=list(range(blocks)),
         layers_pattern=None,
     )
+    config._register_custom_module({nn.Linear: LoraLinear})
+    return config
 
 
 def inject_lora(llm: PreTrainedModel, rank: int, blocks: int, targets: tuple[str, ...]) -> None:

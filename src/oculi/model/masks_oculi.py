@@ -29,6 +29,8 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from .spans_oculi import Spans, block_mask
+
 POLICIES = ("causal", "bidirectional", "mutual")
 
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -99,6 +101,7 @@ def build_mask(
     plain: bool,
     dtype: torch.dtype,
     device: torch.device,
+    spans: Callable[[], Spans] | None = None,
 ) -> Any:
     """The mask in the form that the LLM's attention implementation reads.
 
@@ -109,6 +112,8 @@ def build_mask(
         shape_BT: rows and tokens of this call.
         kv_length, q_offset, kv_offset: geometry of the cache.
         plain: the policy is plain causal here, so that an implementation may skip the tensor.
+        spans: makes those of the queries, if there is neither a cache nor an ``attention_mask``: flex
+            then builds its mask in time and memory that are linear in tokens.
 
     Returns:
         [B, 1, T, K] bool (sdpa) or float (eager), a block mask (flex), or None where ``plain``.
@@ -122,6 +127,8 @@ def build_mask(
             f"attention implementation {implementation} has no bidirectional image blocks and no "
             'segments: load the model with attn_implementation="sdpa" or "flex_attention"'
         )
+    if implementation == "flex_attention" and spans is not None:
+        return block_mask(function, spans(), kv_length)
     rows, length = shape_BT
     return ALL_MASK_ATTENTION_FUNCTIONS[implementation](
         batch_size=rows,
@@ -136,3 +143,17 @@ def build_mask(
         device=device,
         config=text_config,
     )
+
+
+def refuse_sliding_window(text_config: Any) -> None:
+    """Raise ValueError for an LLM of which some blocks do not see all: there is one mask for them."""
+    kinds = getattr(text_config, "layer_types", None)
+    if kinds is None:  # a family whose blocks are all alike, as Mistral's
+        kinds = ["sliding_attention"] if getattr(text_config, "sliding_window", None) else []
+    others = sorted(set(kinds) - {"full_attention"})
+    if others:
+        raise ValueError(
+            f"the LLM {text_config.model_type} has blocks with {', '.join(others)}; one image mask for "
+            "all blocks would silently switch that off. Use a model with full attention, or set its "
+            "sliding_window to null where no sample is longer"
+        )

@@ -7,6 +7,7 @@ S vision tokens of the whole batch.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +16,11 @@ from transformers import AutoModelForCausalLM, Cache, GenerationMixin, PreTraine
 from transformers.utils import ModelOutput
 
 from .configuration_oculi import OculiConfig
-from .masks_oculi import build_mask, mask_function
+from .masks_oculi import build_mask, mask_function, refuse_sliding_window
 from .patch_embed_oculi import PatchEmbed
+from .recompute_oculi import recomputing
+from .rows_oculi import mask_of_rows, only_rows, pays
+from .spans_oculi import key_spans
 from .tower_oculi import VisionTower
 
 Reducer = Callable[[Tensor], Any]
@@ -56,7 +60,7 @@ class OculiForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: OculiConfig) -> None:
         super().__init__(config)
-        _refuse_sliding_window(config.text_config)
+        refuse_sliding_window(config.text_config)
         self.llm = AutoModelForCausalLM.from_config(config.text_config)
         self.vision = self._new_vision()
         self.post_init()
@@ -152,13 +156,16 @@ class OculiForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 derived from ``input_ids`` and checked.
             segment_ids: [B, T], sample of a token in a packed row, -1 for padding.
             prompt_mask: [B, T] bool, for the mask policy ``mutual``.
-            label_rows: [R] int64 into B * T: the only positions that go through the LM head.
+            label_rows: [R] int64 into B * T: the only positions that go through the LM head and, if
+                that is less work and no tap reads the others, through the last block.
             taps: for block i, a function of its output on vision tokens [S, D]; what it returns is
-                in ``Output.taps[i]`` and nothing else is kept. -1 is the input of block 0.
+                in ``Output.taps[i]`` and nothing else is kept: the backward pass calls it again.
+                -1 is the input of block 0.
 
         Raises:
             ValueError: image positions and vision tokens differ in number.
         """
+        vision_tokens = 0
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("forward needs input_ids or inputs_embeds")
@@ -166,26 +173,34 @@ class OculiForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 image_ids = self._image_ids(
                     input_ids, image_grids if pixel_values is not None else None
                 )
-            inputs_embeds = self._embed(input_ids, image_ids, pixel_values, image_grids)
-        elif pixel_values is not None:
-            raise ValueError(
-                "images go with input_ids: pass inputs_embeds or pixel_values, not both"
+            inputs_embeds, vision_tokens = self._embed(
+                input_ids, image_ids, pixel_values, image_grids
             )
-        mask = self._mask(
+        elif pixel_values is not None:
+            raise ValueError("images need input_ids: pass inputs_embeds or pixel_values, not both")
+        # Looked for only where they are needed: decoding calls this for every token.
+        blocks: Any = self.blocks if taps or label_rows is not None else ()
+        chosen = self._rows_of_last_block(blocks, label_rows, taps, past_key_values, inputs_embeds)
+        mask, mask_of_chosen = self._masks(
             inputs_embeds,
             image_ids if pixel_values is not None else None,
             attention_mask,
             segment_ids,
             prompt_mask,
             past_key_values,
+            chosen,
         )
         tapped: dict[int, Any] = {}
         with ExitStack() as stack:
             if taps:
                 assert image_ids is not None
-                stack.enter_context(self._tap(taps, image_ids, inputs_embeds, tapped))
+                # The image positions, in order; how many there are is known, so the host need not wait.
+                rows = (image_ids.flatten() < 0).int().argsort(stable=True)[:vision_tokens]
+                stack.enter_context(self._tap(taps, blocks, rows, inputs_embeds, tapped))
             if label_rows is not None:
-                stack.enter_context(_only_rows(self.llm.get_output_embeddings(), label_rows))
+                last = blocks[-1] if chosen is not None else None
+                head = self.llm.get_output_embeddings()
+                stack.enter_context(only_rows(head, label_rows, last, mask_of_chosen))
             output = self.llm(
                 inputs_embeds=inputs_embeds,
                 attention_mask=mask,
@@ -225,16 +240,34 @@ class OculiForConditionalGeneration(PreTrainedModel, GenerationMixin):
         image_ids: Tensor,
         pixel_values: Tensor | None,
         image_grids: Tensor | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, int]:
+        """Embeddings [B, T, D], and how many of them are vision tokens."""
         is_image = image_ids >= 0
         # The image token may lie outside of the table; its row is overwritten below in any case.
         embeds_BTD = self.llm.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
         if pixel_values is None or image_grids is None:
-            return embeds_BTD
+            return embeds_BTD, 0
         vision_SD = self.get_image_features(pixel_values, image_grids)
-        return embeds_BTD.masked_scatter(is_image[..., None], vision_SD.to(embeds_BTD.dtype))
+        vision_SD = vision_SD.to(embeds_BTD.dtype)
+        return embeds_BTD.masked_scatter(is_image[..., None], vision_SD), len(vision_SD)
 
-    def _mask(
+    def _rows_of_last_block(
+        self,
+        blocks: nn.ModuleList,
+        label_rows: Tensor | None,
+        taps: Mapping[int, Reducer] | None,
+        cache: Cache | None,
+        embeds: Tensor,
+    ) -> Tensor | None:
+        """The rows that the last block computes, None for all; see ``rows_oculi.py``."""
+        last = len(blocks) - 1
+        if label_rows is None or cache is not None or last in (taps or ()):
+            return None
+        if "flash" in self.config.text_config._attn_implementation:
+            return None  # it takes no mask
+        return label_rows if pays(blocks[last], len(label_rows), *embeds.shape) else None
+
+    def _masks(
         self,
         embeds: Tensor,
         image_ids: Tensor | None,
@@ -242,8 +275,12 @@ class OculiForConditionalGeneration(PreTrainedModel, GenerationMixin):
         segment_ids: Tensor | None,
         prompt_mask: Tensor | None,
         cache: Cache | None,
-    ) -> Any:
-        """The 4-D or block mask: this class builds it itself, so that no path can lose the images."""
+        chosen: Tensor | None,
+    ) -> tuple[Any, Any]:
+        """The 4-D or block masks, of all tokens and of ``chosen`` ones in the last block.
+
+        This class builds them itself, so that no path can lose the images.
+        """
         rows, length = embeds.shape[:2]
         offset = cache.get_seq_length() if cache is not None else 0
         kv_length, kv_offset = cache.get_mask_sizes(length, 0) if cache is not None else (length, 0)
@@ -253,43 +290,66 @@ class OculiForConditionalGeneration(PreTrainedModel, GenerationMixin):
             image_ids = torch.full((rows, length), -1, device=embeds.device)
         if segment_ids is not None and attention_mask is not None:
             raise ValueError("pass segment_ids or attention_mask, not both")
-        return build_mask(
-            self.config.text_config,
-            mask_function(policy, image_ids, segment_ids, prompt_mask, offset),
+        build = partial(
+            build_mask, self.config.text_config, dtype=embeds.dtype, device=embeds.device
+        )
+        function = mask_function(policy, image_ids, segment_ids, prompt_mask, offset)
+        spans = None
+        if cache is None and attention_mask is None:
+            spans = partial(key_spans, policy, image_ids, segment_ids, prompt_mask)
+        mask = build(
+            function,
             attention_mask,
             shape_BT=(rows, length),
             kv_length=kv_length,
             q_offset=offset,
             kv_offset=kv_offset,
             plain=plain,
-            dtype=embeds.dtype,
-            device=embeds.device,
+            spans=spans,
         )
+        if chosen is None:
+            return mask, None
+        mask_of_chosen = build(
+            mask_of_rows(function, chosen, length),
+            None if attention_mask is None else attention_mask.reshape(1, -1),
+            shape_BT=(1, len(chosen)),
+            kv_length=rows * length,
+            q_offset=0,
+            kv_offset=0,
+            plain=False,
+            spans=spans and (lambda: spans().of_rows(chosen)),
+        )
+        return mask, mask_of_chosen
 
     @contextmanager
     def _tap(
         self,
         taps: Mapping[int, Reducer],
-        image_ids: Tensor,
+        blocks: nn.ModuleList,
+        rows: Tensor,
         embeds: Tensor,
         results: dict[int, Any],
     ) -> Iterator[None]:
-        """Hooks that hand a block's output on vision tokens to its reducer and keep only the result."""
-        rows = (image_ids.flatten() >= 0).nonzero().squeeze(1)  # once per batch, not once per block
+        """Hooks that hand a block's output on vision tokens to its reducer and keep only the result.
 
-        def vision_tokens(hidden_BTD: Tensor) -> Tensor:
-            return hidden_BTD.flatten(0, 1).index_select(0, rows)
+        The output itself is kept in any case, by the next block; the copy of its vision tokens and what
+        the reducer makes of them is computed again, but for narrow products such as a head's.
+        """
+
+        def reduce(block: int, hidden_BTD: Tensor) -> Any:
+            return taps[block](hidden_BTD.flatten(0, 1).index_select(0, rows))
+
+        if torch.is_grad_enabled():
+            reduce = recomputing(reduce, "selective")
 
         def hook(block: int) -> Callable[..., None]:
             def read(module: nn.Module, args: Any, output: Any) -> None:
-                hidden = output[0] if isinstance(output, tuple) else output
-                results[block] = taps[block](vision_tokens(hidden))
+                results[block] = reduce(block, output[0] if isinstance(output, tuple) else output)
 
             return read
 
-        blocks = self.blocks
         if -1 in taps:
-            results[-1] = taps[-1](vision_tokens(embeds))
+            results[-1] = reduce(-1, embeds)
         handles = [blocks[i].register_forward_hook(hook(i)) for i in taps if i >= 0]
         try:
             yield
@@ -337,31 +397,3 @@ class OculiForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> Tensor | None:
         """Leave the mask 2-D: ``forward`` builds it, with the images, for static caches as well."""
         return attention_mask
-
-
-@contextmanager
-def _only_rows(head: nn.Module, label_rows: Tensor) -> Iterator[None]:
-    """Let the LM head see the label rows alone, inside the LLM's own forward (so that soft caps,
-    scales and whatever else a family does to its logits stay in place)."""
-
-    def select(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-        return (args[0].flatten(0, 1).index_select(0, label_rows)[None],)
-
-    handle = head.register_forward_pre_hook(select)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _refuse_sliding_window(text_config: Any) -> None:
-    kinds = getattr(text_config, "layer_types", None)
-    if kinds is None:  # a family whose blocks are all alike, as Mistral's
-        kinds = ["sliding_attention"] if getattr(text_config, "sliding_window", None) else []
-    others = sorted(set(kinds) - {"full_attention"})
-    if others:
-        raise ValueError(
-            f"the LLM {text_config.model_type} has blocks with {', '.join(others)}; one image mask for "
-            "all blocks would silently switch that off. Use a model with full attention, or set its "
-            "sliding_window to null where no sample is longer"
-        )

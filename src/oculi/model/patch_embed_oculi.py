@@ -67,9 +67,10 @@ class PatchEmbed(nn.Module):
     def normalise(self, pixel_values: Tensor) -> Tensor:
         """Patches [P, C] of 0..255 to the mean and deviation of the teacher's inputs, float32."""
         per_channel = pixel_values.shape[-1] // 3
-        make = pixel_values.new_tensor if pixel_values.is_floating_point() else torch.tensor
-        mean = make(self.image_mean, dtype=torch.float32, device=pixel_values.device)
-        std = make(self.image_std, dtype=torch.float32, device=pixel_values.device)
+        mean, std = (
+            torch.tensor(values).to(pixel_values.device, non_blocking=True)
+            for values in (self.image_mean, self.image_std)
+        )
         scale = (1 / (255 * std)).repeat_interleave(per_channel)
         shift = (mean / std).repeat_interleave(per_channel)
         return pixel_values.float() * scale - shift
@@ -96,7 +97,7 @@ class PatchEmbed(nn.Module):
         with four gathers for the whole batch: no loop over images and no host synchronisation.
         """
         device = self.position.device
-        grids = image_grids.to(device)
+        grids = image_grids.to(device, non_blocking=True)
         counts = grids.prod(-1)
         image = torch.repeat_interleave(
             torch.arange(grids.shape[0], device=device), counts, output_size=total

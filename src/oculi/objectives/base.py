@@ -41,5 +41,5 @@ class Objective(nn.Module):
     def total(self, output: OculiOutput, batch: Batch, prepared: Any) -> Tensor:
         """Sum of the loss over the units of this batch: a float32 scalar."""
 
-    def place(self, device: torch.device) -> None:
-        """Move what is not a registered part (a frozen teacher) to a device."""
+    def place(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move what is not a registered part (a frozen teacher) to a device, in this dtype."""

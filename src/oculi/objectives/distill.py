@@ -5,7 +5,8 @@
                           ▼ cosine       ▼ cosine          h_vit^i: raw output of ViT block i
     image ───────── ViT block 0 ── ViT block 1 ── ...
 
-The loss is consumed where a block's output is: a tap returns one number, nothing is kept.
+The loss is consumed where a block's output is: a tap returns one number, and next to nothing is kept
+(``model/recompute_oculi.py``).
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ class Distill(Objective):
     def teacher(self) -> Teacher:
         return self._teacher[0]
 
-    def place(self, device: torch.device) -> None:
-        self.teacher.to(device)
+    def place(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.teacher.to(device, dtype)
 
     def prepare(self, batch: Batch) -> list[Tensor] | None:
         """Teacher states [S, M]: entry 0 its embedding, entry i + 1 the output of its block i."""

@@ -16,9 +16,9 @@ from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionModel
 from oculi.errors import CheckpointError
 from oculi.hub import load_weights, readable, resolve
 from oculi.model.patch_embed_oculi import CLIP_MEAN, CLIP_STD
-from oculi.model.tower_oculi import TowerReader
+from oculi.model.tower_oculi import Grid, TowerReader
 
-_TOWERS: dict[str, type[Any]] = {
+TOWERS: dict[str, type[Any]] = {
     "aimv2": Aimv2VisionModel, "aimv2_vision_model": Aimv2VisionModel,
     "clip": CLIPVisionModel, "clip_vision_model": CLIPVisionModel,
     "siglip2": Siglip2VisionModel, "siglip2_vision_model": Siglip2VisionModel,
@@ -45,13 +45,19 @@ class Teacher(TowerReader):
         """
         return cls(load_tower(name), *normalisation(resolve(name)))
 
-    def to(self, device: torch.device) -> None:
-        self.model.to(device)
+    def to(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Its weights to a device and a dtype; its states are of that dtype."""
+        self.model.to(device, dtype)
 
     @torch.no_grad()
     def features(self, patches_PC: Tensor, grids_N2: Tensor) -> list[Tensor]:
         """The embedding and the raw output of each block, blocks + 1 tensors [P, M]."""
         return self.states(patches_PC, grids_N2)
+
+    def _run(self, pixels: Tensor, grid: Grid) -> tuple[Tensor, ...]:
+        # What it returns cannot be kept for a backward pass; `states` copies it into tensors that can.
+        with torch.inference_mode():
+            return super()._run(pixels, grid)
 
 
 def load_tower(name: str) -> nn.Module:
@@ -63,10 +69,10 @@ def load_tower(name: str) -> nn.Module:
     path = resolve(name)
     with readable(name):
         config = AutoConfig.from_pretrained(path)
-    tower = _TOWERS.get(config.model_type)
+    tower = TOWERS.get(config.model_type)
     if tower is None:
         raise CheckpointError(
-            f"{name} is a {config.model_type}, no vision tower; known are {', '.join(sorted(_TOWERS))}"
+            f"{name} is a {config.model_type}, no vision tower; known are {', '.join(sorted(TOWERS))}"
         )
     model: nn.Module = load_weights(tower, path, name, dtype=torch.float32)
     return model

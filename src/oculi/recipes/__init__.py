@@ -9,7 +9,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from oculi.errors import RecipeError, nearest
-from oculi.recipe import Recipe, first_problem, load
+from oculi.recipe import Recipe, load
+from oculi.recipe_problems import first_problem
 from oculi.recipes.llava import llava, llava_aimv2
 from oculi.recipes.tiny import llava_tiny, vora_tiny
 from oculi.recipes.vora import vora

@@ -1,19 +1,19 @@
 """Training checkpoints: what differs from the base, committed as a whole or not at all.
 
 ``checkpoints/step-N/`` holds ``tensors.safetensors`` (every tensor that training has changed, by
-canonical name), ``optimizer.pt``, ``state.json`` and ``MANIFEST.json`` with the SHA-256 of each file.
-The base model is not copied; its fingerprint is, and a merge or a resume on another base is refused.
+canonical name), ``optimizer.pt``, ``state.json`` and ``MANIFEST.json`` with the SHA-256 of each file
+and of itself. The base model is not copied; its fingerprint is, and a merge or a resume on another
+base is refused. ``training/saver.py`` writes checkpoints while training goes on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from oculi.errors import CheckpointError
+from oculi import durable
+from oculi.errors import CheckpointError, NoUsableCheckpointError
 from oculi.model import OculiForConditionalGeneration
 from oculi.model.lora import canonical_name
 
@@ -40,6 +41,7 @@ class State:
         base: folder or id that the tensors are changes to.
         base_tensors: SHA-256 of every tensor of the base LLM and of a vision tower, by name.
         seconds: spent training so far.
+        monitor: state of ``training.monitor.Monitor``; empty in checkpoints that are older than it.
     """
 
     stage: int
@@ -49,6 +51,7 @@ class State:
     base: str
     base_tensors: dict[str, str]
     seconds: float
+    monitor: dict[str, Any] = field(default_factory=dict)
 
 
 def stage_folder(run: Path, base: str) -> Path | None:
@@ -102,42 +105,132 @@ def save(
     state: State,
     tensors: Mapping[str, Tensor],
     optimizer: Mapping[str, Any],
+    before_commit: Callable[[], None] | None = None,
 ) -> Path:
     """Write ``folder/step-N``; it appears under that name only when it is complete and on the disk.
 
-    ``optimizer`` is the optimizer's ``state_dict``.
+    Args:
+        folder: the run's ``checkpoints``.
+        state, tensors: see ``State``.
+        optimizer: the optimizer's ``state_dict``.
+        before_commit: called when all is written, and before it has its name.
+
+    Raises:
+        OSError, RuntimeError, SafetensorError: it cannot be written; ``durable.disk_errors`` says why.
     """
     final = folder / f"step-{state.total_steps:07d}"
-    partial = final.with_suffix(".partial")
+    partial = final.with_suffix(durable.PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    durable.reach("write", partial / "tensors.safetensors")
     save_file(contiguous, partial / "tensors.safetensors")
-    torch.save(dict(optimizer), partial / "optimizer.pt")
+    durable.reach("write", partial / "optimizer.pt")
+    with (partial / "optimizer.pt").open("wb") as file:  # given a path, torch hides what went wrong
+        torch.save(dict(optimizer), file)
+    durable.reach("write", partial / "state.json")
     (partial / "state.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
-    files = {p.name: {"sha256": _sha256(p), "bytes": p.stat().st_size} for p in partial.iterdir()}
-    (partial / MANIFEST).write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
-    for path in [*partial.iterdir(), partial]:
-        _fsync(path)
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
-    _fsync(folder)
+    files = {name: _entry(partial / name) for name in FILES}
+    durable.reach("write", partial / MANIFEST)
+    (partial / MANIFEST).write_text(_manifest_text(files), encoding="utf-8")
+    durable.sync_tree(partial)
+    if before_commit is not None:
+        before_commit()
+    durable.discard(final)
+    durable.move(partial, final)
+    durable.reach("committed", final)
     return final
 
 
-def newest(folder: Path) -> Path | None:
-    """The checkpoint with the highest step, or None."""
+def _entry(path: Path) -> dict[str, Any]:
+    return {"sha256": _sha256(path), "bytes": path.stat().st_size}
+
+
+def _manifest_text(files: Any) -> str:
+    """The manifest is this text to the byte: it holds the SHA-256 of the rest of itself."""
+    body = {"format": 2, "files": files}
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**body, "sha256": digest}, indent=1)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run in the order of their steps, whole or not."""
     found = [p for p in folder.glob("step-*") if re.fullmatch(r"step-\d+", p.name)]
-    return max(found, key=lambda p: int(p.name[5:]), default=None)
+    return sorted(found, key=_step)
 
 
-def load(path: Path) -> tuple[State, dict[str, Tensor]]:
-    """State and tensors of a checkpoint, verified.
+def _step(path: Path) -> int:
+    return int(path.name[5:])
+
+
+def newest(folder: Path) -> Path | None:
+    """The checkpoint with the highest step, unverified, or None."""
+    return next(reversed(checkpoints(folder)), None)
+
+
+def newest_valid(folder: Path, on_broken: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint all of whose files are what was written, or None where there is none.
+
+    Args:
+        folder: the run's ``checkpoints``.
+        on_broken: told of each newer one that is not, in a line that names the file.
+
+    Raises:
+        NoUsableCheckpointError: there are some, and all are damaged.
+    """
+    problems: list[str] = []
+    for path in reversed(checkpoints(folder)):
+        found = problem(path)
+        if found is None:
+            for line in problems:
+                on_broken(f"{line}; using {path.name} instead")
+            return path
+        problems.append(found)
+    if problems:
+        raise NoUsableCheckpointError(
+            f"no checkpoint in {folder} is whole: {problems[0]}; start anew with another --out"
+        )
+    return None
+
+
+def set_aside(folder: Path, used: Path) -> None:
+    """Rename the damaged checkpoints above the one that is used: they are none any more.
+
+    Left there they would count among the newest, and ``prune`` would remove whole ones for them.
+    """
+    for path in checkpoints(folder):
+        if _step(path) > _step(used):
+            damaged = path.with_suffix(".damaged")
+            shutil.rmtree(damaged, ignore_errors=True)
+            durable.move(path, damaged)
+
+
+def prune(folder: Path, keep_last: int | None, keep_every: int | None) -> None:
+    """Remove old checkpoints; call it only when a newer one is on the disk.
+
+    Args:
+        folder: the run's ``checkpoints``.
+        keep_last: the newest so many stay; None: all.
+        keep_every: those whose step is a multiple of it stay as well.
+
+    Raises:
+        OSError: one cannot be removed.
+    """
+    if keep_last is None:
+        return
+    for path in checkpoints(folder)[:-keep_last]:
+        if keep_every is None or _step(path) % keep_every:
+            durable.discard(path)
+
+
+def load(path: Path, verified: bool = False) -> tuple[State, dict[str, Tensor]]:
+    """State and tensors of a checkpoint, verified unless ``newest_valid`` has just done so.
 
     Raises:
         CheckpointError: a file is missing or is not what was written.
     """
-    verify(path)
+    if not verified:
+        verify(path)
     return load_state(path), load_file(path / "tensors.safetensors")
 
 
@@ -159,21 +252,43 @@ def load_optimizer(path: Path) -> dict[str, Any]:
 
 def verify(path: Path) -> None:
     """Compare every file with the manifest; raises CheckpointError naming the file that differs."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
-        sums = {name: entry["sha256"] for name, entry in manifest.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"{path} has no readable {MANIFEST}: it is no checkpoint") from None
-    instead = f"remove {path} to use an earlier checkpoint"
+    if found := problem(path):
+        raise CheckpointError(f"{found}; remove {path} to use an earlier checkpoint")
+
+
+def problem(path: Path) -> str | None:
+    """What is wrong with a checkpoint, by the first file that is not what was written, or None."""
+    entries = _read_manifest(path / MANIFEST)
+    if entries is None:
+        return f"{path} has no readable {MANIFEST}: it is no checkpoint, or damaged"
     for name in FILES:
-        if name not in sums:
-            raise CheckpointError(f"{path}/{MANIFEST} does not list {name}; {instead}")
-        if not (path / name).is_file():
-            raise CheckpointError(f"{path / name} is missing; {instead}")
-        if _sha256(path / name) != sums[name]:
-            raise CheckpointError(
-                f"{path / name} is damaged (its SHA-256 is not the manifest's); {instead}"
-            )
+        if name not in entries:
+            return f"{path}/{MANIFEST} does not list {name}"
+        try:
+            if _sha256(path / name) != entries[name]:
+                return f"{path / name} is damaged (its SHA-256 is not the manifest's)"
+        except FileNotFoundError:
+            return f"{path / name} is missing"
+        except OSError as error:
+            return f"{path / name} cannot be read: {error.strerror}"
+    state = load_state(path)
+    if state.total_steps != _step(path):
+        return f"{path} holds step {state.total_steps}: it is a copy of another checkpoint"
+    return None
+
+
+def _read_manifest(file: Path) -> dict[str, str] | None:
+    """SHA-256 by file name; None if the manifest is not what was written."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        manifest = json.loads(text)
+        sums = {name: str(entry["sha256"]) for name, entry in manifest["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    # The first version of the manifest had no sum of its own.
+    if manifest.keys() != {"files"} and text != _manifest_text(manifest["files"]):
+        return None
+    return sums
 
 
 @torch.no_grad()
@@ -198,11 +313,3 @@ def restore(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], pat
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

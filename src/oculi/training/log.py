@@ -1,4 +1,4 @@
-"""What a run says while it works: a line with ETA on the terminal, metrics.jsonl, TensorBoard."""
+"""What a run says while it works: a line with ETA on the terminal, files of JSON lines, TensorBoard."""
 
 from __future__ import annotations
 
@@ -6,20 +6,28 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from oculi import durable
+
+METRICS, EVENTS, BAD_SAMPLES = "metrics.jsonl", "events.jsonl", "bad-samples.jsonl"
+
 
 class RunLog:
-    """Writes one record per logged step.
+    """Writes one record per logged step, and what is out of the ordinary into files of its own.
 
     Args:
-        run: the run's folder.
+        run: the run's folder; ``metrics.jsonl`` has a line per logged step, ``events.jsonl`` one per
+            loss spike, step that was not finite and damaged checkpoint, ``bad-samples.jsonl`` one per
+            sample that was left out. Every line has ``stage`` and ``step``.
         quiet: no progress on the terminal.
     """
 
     def __init__(self, run: Path, quiet: bool = False) -> None:
-        self._file = (run / "metrics.jsonl").open("a", encoding="utf-8")
+        self._run = run
+        self._file = (run / METRICS).open("a", encoding="utf-8")
         self._quiet = quiet
         self._board = _tensorboard(run)
         self._started = time.monotonic()
@@ -29,27 +37,45 @@ class RunLog:
         """Log a step; ``total_steps`` counts over all stages, for TensorBoard."""
         self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
+        durable.reach("logged", self._run / METRICS)
         if self._board:
             for key, value in entry.items():
                 if isinstance(value, float):
                     self._board.add_scalar(f"{entry['stage']}/{key}", value, total_steps)
         self._progress(entry)
 
+    def event(self, kind: str, stage: str, step: int, **what: Any) -> None:
+        """Write down something out of the ordinary, and say it."""
+        self._append(EVENTS, {"event": kind, "stage": stage, "step": step, **what})
+        self.say(f"{kind} at step {step} of stage {stage}; see {self.place(EVENTS)}")
+
+    def bad_sample(self, stage: str, step: int, **what: Any) -> None:
+        """Write down a sample that was left out."""
+        self._append(BAD_SAMPLES, {"stage": stage, "step": step, **what})
+
+    def place(self, name: str) -> str:
+        """Where a file of the log is, for messages."""
+        return str(self._run / name)
+
+    def _append(self, name: str, entry: dict[str, Any]) -> None:
+        with (self._run / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        durable.reach("logged", self._run / name)
+
+    def sync(self) -> None:
+        """Wait until all that was written is on the disk: a checkpoint must not be ahead of its log."""
+        for name in (METRICS, EVENTS, BAD_SAMPLES):
+            if (self._run / name).exists():
+                durable.sync(self._run / name)
+        durable.sync(self._run)
+
     def rewind(self, keep: Callable[[dict[str, Any]], bool]) -> None:
-        """Drop the records that ``keep`` refuses, and a last line that was cut by a kill."""
-        path = Path(self._file.name)
+        """Drop the lines that ``keep`` refuses, and a last line that was cut by a kill."""
         self._file.close()
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                wanted = keep(json.loads(line))
-            except ValueError:
-                continue
-            kept += [line + "\n"] if wanted else []
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        partial.replace(path)
-        self._file = path.open("a", encoding="utf-8")
+        for name in (METRICS, EVENTS, BAD_SAMPLES):
+            if (self._run / name).exists():
+                durable.write_text(self._run / name, _kept(self._run / name, keep))
+        self._file = (self._run / METRICS).open("a", encoding="utf-8")
 
     def start_stage(self) -> None:
         """Forget the pace of the stage before."""
@@ -77,10 +103,29 @@ class RunLog:
         if not self._quiet:
             print(text, file=sys.stderr, flush=True)
 
+    def warn(self, text: str) -> None:
+        """A line that is printed in any case."""
+        print(text, file=sys.stderr, flush=True)
+
     def close(self) -> None:
-        self._file.close()
-        if self._board:
-            self._board.close()
+        """Close the files; what was logged is in them already."""
+        with suppress(OSError):  # a full disk, which has been said by what wrote before
+            self._file.close()
+            if self._board:
+                self._board.close()
+
+
+def _kept(path: Path, keep: Callable[[dict[str, Any]], bool]) -> str:
+    kept = []
+    # After a power cut the end of a file may be anything.
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+            wanted = isinstance(entry, dict) and keep(entry)
+        except (ValueError, KeyError, TypeError):
+            continue
+        kept += [line + "\n"] if wanted else []
+    return "".join(kept)
 
 
 def _tensorboard(run: Path) -> Any:

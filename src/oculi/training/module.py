@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from oculi.errors import RecipeError, nearest
 from oculi.model import OculiForConditionalGeneration
 from oculi.model.lora import canonical_name
 from oculi.model.modeling_oculi import Reducer
+from oculi.model.recompute_oculi import recomputing
 from oculi.objectives import Objective
 
 
@@ -22,14 +24,33 @@ class TrainModule(nn.Module):
     Args:
         model: the vision-language model.
         objectives: the terms of the loss.
+        checkpointing: which activations of the LLM's blocks are computed again in the backward pass;
+            see ``model/recompute_oculi.py``.
     """
 
     def __init__(
-        self, model: OculiForConditionalGeneration, objectives: Sequence[Objective]
+        self,
+        model: OculiForConditionalGeneration,
+        objectives: Sequence[Objective],
+        checkpointing: str = "none",
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.checkpointing = model, checkpointing
+        set_blocks(model, checkpointing)
         self.objectives = nn.ModuleDict({objective.name: objective for objective in objectives})
+
+    def place(self, device: torch.device, dtype: torch.dtype, compiled: bool = True) -> None:
+        """Move everything to ``device``.
+
+        Args:
+            device: where to train.
+            dtype: of what is frozen and not exported: teachers.
+            compiled: compile the LLM's blocks; never on a CPU, where it brings little and takes long.
+        """
+        self.to(device)
+        for term in self.terms():
+            term.place(device, dtype)
+        set_blocks(self.model, self.checkpointing, compiled and device.type != "cpu")
 
     def terms(self) -> list[Objective]:
         """The objectives, typed."""
@@ -62,6 +83,37 @@ class TrainModule(nn.Module):
     def loss(self, parts: Mapping[str, Tensor]) -> Tensor:
         """Weighted sum of what ``forward`` returned (VoRA, equation 4, with weights of one)."""
         return torch.stack([term.weight * parts[term.name] for term in self.terms()]).sum()
+
+
+def set_blocks(
+    model: OculiForConditionalGeneration, checkpointing: str = "none", compiled: bool = False
+) -> None:
+    """How the LLM's blocks run where gradients are wanted: what is kept, and whether it is compiled.
+
+    Only ``forward`` is replaced: hooks stay outside, so taps are read once and see what they always do.
+    Without gradients, as in an evaluation, blocks run as they are.
+
+    Args:
+        model: whatever was set before is forgotten.
+        checkpointing: ``none``, ``selective`` or ``full``.
+        compiled: by ``torch.compile``, for any shape of batch.
+    """
+    for block in model.blocks:
+        vars(block).pop("forward", None)
+        if checkpointing == "none" and not compiled:
+            continue
+        plain = block.forward
+        trained = recomputing(plain, checkpointing)
+        if compiled:
+            trained = torch.compile(trained, dynamic=True)
+        block.forward = _with_gradients(trained, plain)
+
+
+def _with_gradients(trained: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return (trained if torch.is_grad_enabled() else plain)(*args, **kwargs)
+
+    return forward
 
 
 def canonical_parameters(module: TrainModule) -> dict[str, nn.Parameter]:

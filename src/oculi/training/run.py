@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from oculi import durable
 from oculi.data.loader import Steps
 from oculi.data.order import stage_seed
 from oculi.data.source import open_sources
-from oculi.errors import CheckpointError, RecipeError
+from oculi.errors import CheckpointError
 from oculi.eval.evaluate import evaluate
 from oculi.eval.report import write_report
 from oculi.eval.tasks import open_task
@@ -26,18 +25,20 @@ from oculi.model import OculiForConditionalGeneration, OculiProcessor
 from oculi.model.lora import has_lora
 from oculi.objectives import build_objectives
 from oculi.recipe import Recipe, Stage
-from oculi.recipe import load as load_recipe
 from oculi.training import checkpoint as ckpt
 from oculi.training.build import DTYPES, add_lora, build_model, build_processor, cast
+from oculi.training.folder import check_folder, keep_recipe, lock, writable
 from oculi.training.log import RunLog
 from oculi.training.loop import run_stage
 from oculi.training.module import TrainModule, canonical_parameters, freeze, learning_rates
+from oculi.training.monitor import Monitor
 from oculi.training.optim import make_optimizer
 from oculi.training.preflight import check_stages
+from oculi.training.saver import Saver
+from oculi.training.signals import Interrupt, Stopped, Stopper
 
 LONG = 1000  # samples whose measuring takes long enough to say so
-# What a run that failed before its first step has left; it may be started again in place.
-LEFT_BY_FAILURE = ("recipe.yaml", "metrics.jsonl", "report.html", "index", "tensorboard")
+REPORT_SHARE = 0.01  # of the time, at most, goes into reports while a stage is trained
 
 
 def train(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) -> Path:
@@ -55,20 +56,37 @@ def train(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) 
 
     Raises:
         RecipeError: the folder is taken, or the recipe differs on a resume.
-        DataError, CheckpointError, NonFiniteError: see the parts.
+        Stopped: a signal asked for it; ``resume`` goes on.
+        DiskError: the folder cannot be written; what was saved is intact.
+        NoUsableCheckpointError: there are checkpoints, and all are damaged.
+        DataError, CheckpointError, LoaderError, NonFiniteError: see the parts.
     """
-    _check_folder(out, resume)
-    with _lock(out):
-        _keep_recipe(recipe, out, resume)
-        run = Run(recipe, out, quiet)
+    with Stopper() as stopper, writable(out):
         try:
-            run.start(ckpt.newest(out / "checkpoints") if resume else None)
+            _train(recipe, out, resume, quiet, stopper)
+        except Interrupt:
+            last = ckpt.newest(out / "checkpoints")
+            where = f"go on from {last} with --resume" if last else "nothing was saved yet"
+            said = f"stopped by {stopper.name}: {where}"
+            raise Stopped(said, stopper.number or 0) from None
+    return out
+
+
+def _train(recipe: Recipe, out: Path, resume: bool, quiet: bool, stopper: Stopper) -> None:
+    check_folder(out, resume)
+    with lock(out):
+        keep_recipe(recipe, out, resume)
+        run = Run(recipe, out, quiet, stopper)
+        try:
+            run.start(resume)
             for number in range(run.stage, len(recipe.stages)):
                 run.run_stage(number)
+        except Interrupt:
+            run.saver.wait()
+            raise
         finally:
-            run.log.close()
-            write_report(out)
-    return out
+            with stopper.deferred():
+                run.close()
 
 
 class Run:
@@ -78,24 +96,38 @@ class Run:
         model, processor: of the current stage.
         base: folder or id that checkpoints are changes to.
         carried: tensors that differ from the base, by canonical name.
+        monitor: of the current stage.
     """
 
     model: OculiForConditionalGeneration
     processor: OculiProcessor
 
-    def __init__(self, recipe: Recipe, out: Path, quiet: bool) -> None:
-        self.recipe, self.out = recipe, out
+    def __init__(
+        self, recipe: Recipe, out: Path, quiet: bool = False, stopper: Stopper | None = None
+    ) -> None:
+        self.recipe, self.out, self.stopper = recipe, out, stopper or Stopper()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.log = RunLog(out, quiet)
+        self.saver = Saver(out / "checkpoints", recipe.keep_last, recipe.keep_every)
+        self.monitor = Monitor()
         self.base = ""
         self.base_tensors: dict[str, str] = {}
         self.carried: dict[str, Tensor] = {}
         self.stage = self.step = 0
         self.optimizer_from: Path | None = None
         self._seconds, self._began = 0.0, time.monotonic()
+        self._reported, self._report_took = self._began, 0.0
 
-    def start(self, checkpoint: Path | None) -> None:
+    def start(self, resume: bool) -> None:
         """Build the model: new, or as a checkpoint left it. Then look at all that will be done."""
+        folder, broken = self.out / "checkpoints", list[str]()
+        checkpoint = ckpt.newest_valid(folder, broken.append) if resume else None
+        durable.clean(folder)
+        for line in broken:
+            self.log.warn(line)
+        if checkpoint is not None:
+            ckpt.set_aside(folder, checkpoint)
+            ckpt.prune(folder, self.recipe.keep_last, self.recipe.keep_every)  # or a kill skips it
         if checkpoint is None:
             self._new_model()
         else:
@@ -108,6 +140,8 @@ class Run:
                 entry["stage"] in done or (entry["stage"] == here and entry["step"] <= self.step)
             )
         )
+        for line in broken:
+            self.log.event("damaged checkpoint", here, self.step, what=line)
         check_stages(
             self.recipe, self.stage, self.model, self.processor, self.out / "index", self._measuring
         )
@@ -117,8 +151,9 @@ class Run:
             self.log.say(f"measuring samples: {done} of {total}")
 
     def _continue(self, checkpoint: Path) -> None:
-        state, self.carried = ckpt.load(checkpoint)
+        state, self.carried = ckpt.load(checkpoint, verified=True)
         self.stage, self.step, self._seconds = state.stage, state.step, state.seconds
+        self.monitor = Monitor(state.monitor)
         self.optimizer_from = checkpoint
         if folder := ckpt.stage_folder(self.out, state.base):
             self._from_folder(folder)
@@ -132,15 +167,14 @@ class Run:
         stage = self.recipe.stages[number]
         self.stage = number
         torch.manual_seed(stage_seed(self.recipe.seed, number))  # of new heads
-        module = TrainModule(self.model, build_objectives(stage.objectives, self.model))
+        terms = build_objectives(stage.objectives, self.model)
+        module = TrainModule(self.model, terms, stage.checkpointing)
         names = list(canonical_parameters(module))
         where = f"stages.{number}.trainable"
         rates = learning_rates(names, stage.trainable, stage.lr, where)
         parameters = freeze(module, rates)
         self._restore(module)
-        module.to(self.device)
-        for term in module.terms():
-            term.place(self.device)
+        module.place(self.device, DTYPES[stage.precision], stage.compile)
         optimizer = make_optimizer(parameters, rates, stage)
         if self.optimizer_from is not None:
             optimizer.load_state_dict(ckpt.load_optimizer(self.optimizer_from))
@@ -154,21 +188,45 @@ class Run:
             self.carried = {
                 name: tensors[name] for name in {**self.carried, **rates} if name in tensors
             }
-            ckpt.save(self.out / "checkpoints", self._state(), self.carried, optimizer.state_dict())
-            write_report(self.out)
+            self.saver.save(self._state(), self.carried, optimizer.state_dict(), self.log.sync)
+            self._report()
 
         if self.step < stage.steps:
             run_stage(
                 module, stage, self._steps(stage, number), optimizer, list(parameters.values()),
                 self.device, self.log, start=self.step, steps_before=self._steps_before(number),
-                on_checkpoint=checkpoint,
+                on_checkpoint=checkpoint, on_step=self.saver.check, monitor=self.monitor,
+                stopper=self.stopper,
             )  # fmt: skip
-        self._finish_stage(number, stage)
-        self.step = 0
+        self.saver.wait()
+        with self.stopper.interruptible():  # a signal may have been heard during the last step
+            self._finish_stage(number, stage)
+        self.step, self.monitor = 0, Monitor()
+
+    def close(self) -> None:
+        """Let go of files and threads, and report; what fails here has been said before."""
+        self.saver.close()
+        self.log.close()
+        with suppress(OSError):
+            write_report(self.out)
+
+    def _report(self) -> None:
+        """Rewrite the report, unless that would keep the training waiting too often."""
+        began = time.monotonic()
+        if began - self._reported < self._report_took / REPORT_SHARE:
+            return
+        try:
+            write_report(self.out)
+        except OSError as error:
+            self.log.warn(f"{self.out / 'report.html'} cannot be written: {error.strerror}")
+        self._reported = time.monotonic()
+        self._report_took = self._reported - began
 
     def _finish_stage(self, number: int, stage: Stage) -> None:
+        durable.reach("finish")
         if stage.merge_lora:
             difference = fold(self.model, self.recipe)
+            durable.reach("folded")
             self.log.say(
                 f"merged LoRA into the LLM; the largest change of a logit is {difference:.1e}"
             )
@@ -181,8 +239,21 @@ class Run:
             self.log.say(f"exported {folder}")
         self._evaluate(stage)
         if exported:
+            trained = ckpt.tensor_hashes(self.model)
             self._from_folder(folder)  # save, rebuild: the next stage starts as a new process would
+            self._check_export(folder, trained)
             self.carried = {}
+        durable.reach("finished")
+
+    def _check_export(self, folder: Path, trained: dict[str, str]) -> None:
+        """Raises CheckpointError if the folder is not what was trained, as after a bit flip."""
+        found = ckpt.tensor_hashes(self.model)
+        for name in sorted(trained.keys() | found.keys()):
+            if trained.get(name) != found.get(name):
+                raise CheckpointError(
+                    f"{folder} does not hold what was trained: {name} differs. Remove the folder and "
+                    "go on with --resume: it is exported anew"
+                )
 
     def _evaluate(self, stage: Stage) -> None:
         for spec in self.recipe.evals:
@@ -246,6 +317,7 @@ class Run:
             base=self.base,
             base_tensors=self.base_tensors,
             seconds=self._seconds + time.monotonic() - self._began,
+            monitor=self.monitor.state(),
         )
 
     def _steps_before(self, number: int) -> int:
@@ -264,57 +336,3 @@ def _summary(
         f"stage {number}, {stage.name}: {stage.steps} steps of {stage.batch} samples; trains "
         f"{trained / 1e6:.2f}M of {total / 1e6:.2f}M parameters (objectives' included)"
     )
-
-
-def _check_folder(out: Path, resume: bool) -> None:
-    """Refuse a folder that is not for this run, before anything is written into it."""
-    if out.exists() and not out.is_dir():
-        raise RecipeError(f"{out} is a file: choose another --out")
-    if resume:
-        if not (out / "recipe.yaml").exists():
-            raise CheckpointError(f"{out} is no run to resume: it has no recipe.yaml")
-        return
-    found = {path.name for path in out.iterdir()} - {".lock"} if out.exists() else set()
-    metrics = out / "metrics.jsonl"
-    stepped = metrics.exists() and metrics.stat().st_size > 0
-    if found and ("recipe.yaml" not in found or stepped or not found.issubset(LEFT_BY_FAILURE)):
-        raise RecipeError(f"{out} exists and is not empty: add --resume, or choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-
-
-def _keep_recipe(recipe: Recipe, out: Path, resume: bool) -> None:
-    """Write the recipe, or compare it with that of the run to resume."""
-    saved = out / "recipe.yaml"
-    if not resume:
-        saved.write_text(recipe.to_yaml(), encoding="utf-8")
-        return
-    old, new = load_recipe(saved).model_dump(mode="json"), recipe.model_dump(mode="json")
-    if difference := first_difference(old, new):
-        raise RecipeError(
-            f"{out} began with another recipe: {difference}. Resume with the old value"
-        )
-
-
-def first_difference(old: object, new: object, where: str = "") -> str:
-    """``key: was A, is B`` for the first place in which two recipes differ, or an empty string."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        pairs = [(k, old.get(k), new.get(k)) for k in {**old, **new}]
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = [(str(i), a, b) for i, (a, b) in enumerate(zip(old, new, strict=True))]
-    else:
-        return "" if old == new else f"{where}: was {old}, is {new}"
-    for key, a, b in pairs:
-        if found := first_difference(a, b, f"{where}.{key}" if where else str(key)):
-            return found
-    return ""
-
-
-@contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    """Two trainers must not write one run."""
-    with (out / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RecipeError(f"{out} is being trained by another process") from None
-        yield

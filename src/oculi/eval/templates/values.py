@@ -22,6 +22,7 @@ KNOWN = frozenset(
     (
         "stage", "step", "steps", "loss", "objectives", "lr", "grad_norm", "samples",
         "samples_per_second", "tokens_per_second", "useful_tokens", "elapsed", "device",
+        "save_wait", "bad_samples", "skipped_steps",
     )
 )  # fmt: skip
 MAX_KEYS = 64  # numbers in a line, stages or tasks of a recipe, kinds of question

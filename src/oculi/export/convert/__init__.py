@@ -1,0 +1,1 @@
+"""Checkpoints that other code has trained, into ours."""

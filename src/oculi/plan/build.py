@@ -1,0 +1,162 @@
+"""The modules of each stage, of the classes that training builds, on the meta device: shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel
+
+from oculi.errors import RecipeError
+from oculi.model import OculiConfig, OculiForConditionalGeneration
+from oculi.model.lora import has_lora, merge_lora
+from oculi.objectives import Distill, Objective, build_objectives
+from oculi.objectives.teacher import Teacher
+from oculi.plan.configs import llm_config, tower_config
+from oculi.recipe import (
+    DistillSpec,
+    ModelSpec,
+    ObjectiveSpec,
+    PatchEmbedSpec,
+    Recipe,
+    Stage,
+    TowerSpec,
+)
+from oculi.training.build import DTYPES, add_lora, cast
+from oculi.training.module import TrainModule, canonical_parameters, freeze, learning_rates
+from oculi.training.optim import muon_matrices
+
+DEFAULT_GRID = (32, 32)  # of a position table that no ViT starts, as training/vision.py has it
+
+
+@dataclass(frozen=True)
+class MetaStage:
+    """One stage as it stands before its first step.
+
+    Attributes:
+        trained: the parameters that the stage trains, by canonical name; float32, as in training.
+        muon: names of those that Muon updates; AdamW has the rest.
+    """
+
+    stage: Stage
+    module: TrainModule
+    trained: Mapping[str, nn.Parameter]
+    muon: frozenset[str]
+
+    @property
+    def teachers(self) -> dict[str, nn.Module]:
+        """Frozen towers that objectives hold outside of the module, by objective."""
+        return {t.name: t.teacher.model for t in self.module.terms() if isinstance(t, Distill)}
+
+
+def meta_stages(recipe: Recipe) -> Iterator[MetaStage]:
+    """The stages of a recipe, one after the other: use each before the next is asked for.
+
+    Raises:
+        CheckpointError: a configuration is not there.
+        RecipeError: parts do not fit, or a glob matches nothing.
+    """
+    spec = recipe.model
+    model = meta_model(spec)
+    if spec.lora is not None:
+        with torch.device("meta"):
+            add_lora(model, spec, recipe.seed)
+    for number, stage in enumerate(recipe.stages):
+        module = TrainModule(model, meta_objectives(stage.objectives, model), stage.checkpointing)
+        parameters = canonical_parameters(module)
+        where = f"stages.{number}"
+        rates = learning_rates(list(parameters), stage.trainable, stage.lr, f"{where}.trainable")
+        muon = muon_matrices(parameters, list(rates), stage, f"{where}.muon")
+        trained = freeze(module, rates)
+        module.place(torch.device("meta"), DTYPES[stage.precision], compiled=False)
+        yield MetaStage(stage, module.train(), trained, frozenset(muon))
+        if stage.merge_lora:
+            merge_lora(model.llm)
+        if not has_lora(model):  # exported, and read again by the next stage
+            cast(model, DTYPES[spec.dtype])
+
+
+def meta_model(spec: ModelSpec) -> OculiForConditionalGeneration:
+    """The recipe's model without LoRA, in the recipe's dtype, on the meta device.
+
+    Raises:
+        CheckpointError: a configuration is not there.
+        RecipeError: the vision part does not fit what starts it, or the LLM has blocks that cannot see.
+    """
+    text_config = llm_config(spec.llm)
+    vision_config = _vision_config(spec.vision)
+    with torch.device("meta"):
+        try:
+            model = OculiForConditionalGeneration(
+                OculiConfig(text_config, vision_config, image_attention=spec.image_attention)
+            )
+        except ValueError as error:
+            raise RecipeError(f"model.llm: {error}") from None
+    model.llm.set_attn_implementation("sdpa")  # as many products as flex attention's
+    cast(model, DTYPES[spec.dtype])
+    return model
+
+
+def meta_objectives(
+    specs: Sequence[ObjectiveSpec], model: OculiForConditionalGeneration
+) -> list[Objective]:
+    """``build_objectives`` with teachers that have no weights.
+
+    Raises:
+        CheckpointError: a teacher's configuration is not there.
+        RecipeError: a teacher has more blocks than the LLM.
+    """
+    built: list[Objective] = []
+    for spec in specs:
+        with torch.device("meta"):
+            if isinstance(spec, DistillSpec) and spec.mode != "none":
+                teacher = Teacher(_tower(spec.teacher))
+                built.append(Distill(spec, teacher, model.width, len(model.blocks)))
+            else:
+                built += build_objectives([spec], model)
+    return built
+
+
+def _tower(name: str) -> nn.Module:
+    config = tower_config(name)
+    with torch.device("meta"):
+        return AutoModel.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+
+
+def _vision_config(spec: PatchEmbedSpec | TowerSpec) -> dict[str, Any]:
+    """``vision_config`` of the model, as ``training/vision.py`` makes it from the weights."""
+    config = {"kind": spec.kind, "patch_size": spec.patch_size}
+    if isinstance(spec, TowerSpec):
+        tower = tower_config(spec.init_from)
+        states = tower.num_hidden_layers + 1
+        if not -states <= spec.layer < states:
+            raise RecipeError(
+                f"model.vision.layer: {spec.init_from} has states {-states} to {states - 1}, none "
+                f"at {spec.layer}"
+            )
+        return config | {"tower": tower.to_dict(), "layer": spec.layer}
+    if spec.init_from is None:
+        return config | {"width": spec.width, "grid": spec.grid}
+    teacher = Teacher(_tower(spec.init_from))
+    grid = _table(teacher) or spec.grid or DEFAULT_GRID
+    made = {"patch_size": teacher.patch_size, "width": teacher.width, "grid": grid}
+    wanted = {"patch_size": spec.patch_size, "width": spec.width, "grid": spec.grid}
+    for key, value in wanted.items():
+        if value is not None and value != made[key]:
+            raise RecipeError(
+                f"model.vision.{key}: {value} here but {made[key]} in {spec.init_from}: take its "
+                "patch_size, width and grid, or no init_from"
+            )
+    return config | made
+
+
+def _table(teacher: Teacher) -> tuple[int, int] | None:
+    """Rows and columns of a ViT's own position table, or None if it has none."""
+    if teacher.grid is not None:
+        return teacher.grid
+    patches = getattr(teacher.model.config, "num_patches", None)  # SigLIP 2 NaFlex
+    side = round((patches or 0) ** 0.5)
+    return (side, side) if patches else None
