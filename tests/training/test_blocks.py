@@ -33,15 +33,15 @@ def batch(make_processor: Callable[..., Any]) -> Batch:
 def make_module(make_model: Callable[..., Any]) -> Callable[..., TrainModule]:
     """Model and objectives with the same values each time."""
 
-    def make(checkpointing: str = "none") -> TrainModule:
-        model = make_model()
-        inject_lora(model.llm, rank=4, blocks=3, targets=TARGETS)
+    def make(checkpointing: str = "none", blocks: int = 3) -> TrainModule:
+        model = make_model(num_hidden_layers=blocks)
+        inject_lora(model.llm, rank=4, blocks=blocks, targets=TARGETS)
         torch.manual_seed(2)
         with torch.no_grad():
             for _, layer in lora_layers(model):
                 layer.lora_B["default"].weight.normal_(std=0.1)
         teacher = Teacher(make_tower("aimv2"))
-        distill = Distill(DistillSpec(teacher="x"), teacher, model.width, 3)
+        distill = Distill(DistillSpec(teacher="x"), teacher, model.width, blocks)
         terms = [LanguageModelling(LmSpec()), distill]
         return TrainModule(model, terms, checkpointing).requires_grad_(True).train()
 
@@ -57,7 +57,7 @@ def gradients(module: TrainModule, batch: Batch) -> dict[str, Tensor]:
 
 
 def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    assert found.keys() == wanted.keys() and len(found) > 50
+    assert found.keys() == wanted.keys() and len(found) > 40
     for name, value in wanted.items():
         torch.testing.assert_close(
             found[name], value, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
@@ -92,12 +92,14 @@ def test_compiling_changes_no_gradient(
 ) -> None:
     """Traced as for a GPU, and run by torch's own kernels, which needs no compiler here."""
     torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    wanted = gradients(make_module(), batch)
-    module = make_module(mode)
+    wanted = gradients(make_module(blocks=2), batch)
+    module = make_module(mode, blocks=2)
     set_blocks(module.model, mode, compiled=True)
     assert_same(gradients(module, batch), wanted)
-    assert torch._dynamo.utils.counters["stats"]["calls_captured"] > 50
+    assert counters["stats"]["unique_graphs"] > 0 and not counters["graph_break"]
 
 
 def test_on_a_cpu_nothing_is_compiled(

@@ -154,7 +154,7 @@ def _next(iterator: Iterator[Any], processes: list[Any], step: int, timeout: flo
 
 def _prepare_worker(number: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer hears it too, and ends us
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # a notebook has no sys.stderr
 
 
 def _show_stacks(processes: list[Any]) -> None:

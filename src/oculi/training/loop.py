@@ -216,8 +216,11 @@ class _Recorder:
 
     def samples(self, step: int, loaded: Loaded) -> None:
         """Write down the samples that were left out; raises BadSamplesError."""
-        for bad in loaded.bad:
+        for number, bad in enumerate(loaded.bad, self.monitor.bad):
             self.log.bad_sample(self.stage.name, step + 1, **asdict(bad))
+            if number == 0:  # the others are in the file
+                name = f"{bad.source}: {shown(bad.id)}: {bad.reason}"
+                self.log.say(f"left out: {name}; all such go into {self.log.place(BAD_SAMPLES)}")
         batch = self.stage.batch
         self.monitor.samples(step * batch, batch, loaded.bad, self.log.place(BAD_SAMPLES))
 

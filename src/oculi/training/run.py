@@ -13,10 +13,10 @@ from oculi import durable
 from oculi.data.loader import Steps
 from oculi.data.order import stage_seed
 from oculi.data.source import open_sources
-from oculi.errors import CheckpointError
+from oculi.errors import CheckpointError, DataError
 from oculi.eval.evaluate import evaluate
 from oculi.eval.report import write_report
-from oculi.eval.tasks import open_task
+from oculi.eval.tasks import Task, open_task
 from oculi.export.hf import export
 from oculi.export.load import load_exported
 from oculi.export.merge import fold
@@ -259,17 +259,23 @@ class Run:
         for spec in self.recipe.evals:
             task = open_task(spec.task)
             for blind in (False, True) if spec.blind else (False,):
-                name = f"{stage.name}-{task.name.replace(':', '-')}{'-blind' if blind else ''}"
-                result = evaluate(
-                    self.model, self.processor, task, self.out / "evals" / name, blind=blind,
-                    limit=spec.limit, labels={"stage": stage.name, "checkpoint": str(self.out)},
-                )  # fmt: skip
-                score = result["exact"]
-                self.log.say(
-                    f"{task.name} after {stage.name}{' (blind)' if blind else ''}: "
-                    f"{score['score']:.1%} exact, 95 % interval {score['low']:.1%} to "
-                    f"{score['high']:.1%}"
-                )
+                try:
+                    self._score(stage, task, spec.limit, blind)
+                except DataError as error:  # a picture of a test must not end the training
+                    self.log.warn(f"{task.name} is not scored after {stage.name}: {error}")
+                    self.log.event("not scored", stage.name, stage.steps, what=str(error))
+
+    def _score(self, stage: Stage, task: Task, limit: int | None, blind: bool) -> None:
+        name = f"{stage.name}-{task.name.replace(':', '-')}{'-blind' if blind else ''}"
+        result = evaluate(
+            self.model, self.processor, task, self.out / "evals" / name, blind=blind, limit=limit,
+            labels={"stage": stage.name, "checkpoint": str(self.out)},
+        )  # fmt: skip
+        score = result["exact"]
+        self.log.say(
+            f"{task.name} after {stage.name}{' (blind)' if blind else ''}: {score['score']:.1%} exact, "
+            f"95 % interval {score['low']:.1%} to {score['high']:.1%}"
+        )
 
     def _new_model(self, lora: bool = True) -> None:
         spec = self.recipe.model
