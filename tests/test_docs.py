@@ -49,6 +49,7 @@ STANDS_FOR = {
     "FILE...": "train.json",
 }
 SKIPPED = (
+    "oculi ablate",
     "oculi testbed build",
     "oculi bench kills",
     "oculi bench train",
@@ -65,6 +66,8 @@ def commands(page: Path) -> list[list[str]]:
     for language, block in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.M | re.S):
         for line in block.splitlines() if language in ("", "sh", "bash") else ():
             words = shlex.split(line, comments=True)
+            if words and words[0] == "torchrun":  # the same command in each of several processes
+                words = ["oculi", *words[words.index("-m") + 2 :]]
             if words and words[0] in ("oculi", "make", "pip", "git"):
                 found.append(words)
     return found

@@ -107,6 +107,23 @@ class Batch:
         }
 
 
+def empty_batch() -> Batch:
+    """One token without a label, for a rank that has nothing while others take a micro-batch."""
+    one = torch.zeros((1, 1), dtype=torch.int64)
+    none = torch.zeros(0, dtype=torch.int64)
+    return Batch(
+        tokens_BT=one,
+        positions_BT=one,
+        segments_BT=one,
+        images_BT=one - 1,
+        prompt_BT=one.bool(),
+        label_rows_R=none,
+        targets_R=none,
+        patches_PC=torch.zeros((0, 0), dtype=torch.uint8),
+        grids_N2=none.reshape(0, 2),
+    )
+
+
 def _not_negative(ids: Tensor) -> int:
     # By numpy: counted where the loader made the batch, and no operation of torch waits for it.
     return int((ids.cpu().numpy() >= 0).sum())

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from oculi.ablate.command import EXAMPLE as ABLATE_EXAMPLE
+from oculi.ablate.command import ablate
 from oculi.bench.command import app as bench_app
 from oculi.commands import one_line_errors, progress
 from oculi.commands import quiet_libraries as _quiet_libraries
@@ -26,6 +28,7 @@ app.add_typer(data_app, name="data", rich_help_panel=None)
 app.add_typer(testbed_app, name="testbed", rich_help_panel=None)
 app.add_typer(bench_app, name="bench", rich_help_panel=None)
 app.add_typer(convert_app, name="convert", rich_help_panel=None)
+app.command(epilog=ABLATE_EXAMPLE)(ablate)
 
 
 @app.command(epilog="Example: oculi train vora_tiny stages.0.steps=300 --out runs/first")

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from oculi.errors import OculiError
+from oculi.errors import ELSEWHERE, OculiError
 
 
 def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -21,7 +21,8 @@ def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return command(*args, **kwargs)
         except OculiError as error:
-            print(f"oculi: {error}", file=sys.stderr)
+            if error.code != ELSEWHERE:
+                print(f"oculi: {error}", file=sys.stderr)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             print("oculi: interrupted", file=sys.stderr)

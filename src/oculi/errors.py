@@ -12,6 +12,8 @@ import difflib
 from collections.abc import Iterable
 from typing import ClassVar
 
+ELSEWHERE = "elsewhere"  # the code where another process has failed, and has said why
+
 
 class OculiError(Exception):
     """Base of all errors that are the input's fault; the message is one line for the user.
@@ -40,6 +42,12 @@ class CheckpointError(OculiError):
     """A checkpoint or model folder is missing, damaged or of another kind."""
 
     code: ClassVar[str] = "checkpoint"
+
+
+class AblationError(OculiError):
+    """An ablation is not known, or its folder holds another one."""
+
+    code: ClassVar[str] = "ablation"
 
 
 class NoUsableCheckpointError(CheckpointError):

@@ -104,6 +104,10 @@ class LoraSpec(Strict):
     targets: tuple[str, ...] = (
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     )  # fmt: skip
+    routed: bool = Field(
+        False,
+        description="on image tokens alone: text stays the LLM's to the bit, nothing is merged",
+    )
 
 
 class ModelSpec(Strict):
@@ -258,6 +262,11 @@ class Recipe(Strict):
     model: ModelSpec
     stages: tuple[Stage, ...] = Field(min_length=1)
     evals: tuple[EvalSpec, ...] = ()
+    shard: Count | None = Field(
+        None,
+        description="of several ranks, how many hold one copy of the model: None: all (FSDP), 1: each "
+        "its own (data parallel)",
+    )
     keep_last: Count | None = Field(
         None, description="how many of the newest checkpoints are kept; None: all"
     )
@@ -281,6 +290,11 @@ class Recipe(Strict):
             raise ValueError(f"stage {merges[0]} merges LoRA, but the model has none")
         if len(merges) > 1:
             raise ValueError(f"LoRA is merged twice, after {' and after '.join(merges)}")
+        if merges and self.model.lora is not None and self.model.lora.routed:
+            raise ValueError(
+                f"stage {merges[0]} merges LoRA, but model.lora is routed: it acts on image tokens "
+                "alone, and a merged weight would act on text as well; set merge_lora=false"
+            )
         return self
 
     def to_yaml(self) -> str:

@@ -1,6 +1,6 @@
 """Any bytes in place of a data file give samples, bad rows, or one DataError; never anything else.
 
-`OCULI_LONG=1` runs many more examples.
+The same holds for pictures. `OCULI_LONG=1` runs many more examples.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from awkward_images import KINDS
 from datafiles import (
     EXAMPLES,
     HOSTILE,
@@ -32,11 +33,14 @@ from datafiles import (
     write_parquet,
     write_tar,
 )
+from imagefiles import chunk, exif, split, tiff, webp, with_segment
+from imagefiles import png as small_png
 from oculi.data.check import check
 from oculi.data.formats import BadRow, FileScan, FileSource
 from oculi.data.forms import FORMS, KEYS, find_form
+from oculi.data.images import ImageError, image_size, load_image
 from oculi.data.rows import build_sample
-from oculi.data.sample import Sample
+from oculi.data.sample import ImageRef, Sample
 from oculi.errors import DataError
 
 fuzzed = settings(
@@ -44,6 +48,9 @@ fuzzed = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+
+# What Pillow says of EXIF: pytest puts its own filters in the place of those that the reader sets.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 def plain_parquet(folder: Path) -> Path:
@@ -98,7 +105,22 @@ EDITS = st.lists(
     ),
     max_size=5,
 )
+FLIPS = st.lists(PLACES, max_size=3)
 CUTS = st.none() | PLACES
+
+
+def damaged(
+    whole: bytes, edits: list[tuple[int, int, bytes]], flips: list[int], cut: int | None
+) -> bytes:
+    data = bytearray(whole)
+    for flip in flips:
+        data[flip * (len(data) - 1) // 10**6] ^= 1 << flip % 8
+    for place, count, new in edits:
+        at = place * len(data) // 10**6
+        data[at : at + count] = new
+    if cut is not None:
+        del data[cut * len(data) // 10**6 :]
+    return bytes(data)
 
 
 def survives(path: Path) -> None:
@@ -140,7 +162,7 @@ def looked_at(sample: Sample) -> None:
 
 @pytest.mark.parametrize("write", WRITERS)
 @fuzzed
-@given(edits=EDITS, flips=st.lists(PLACES, max_size=3), cut=CUTS)
+@given(edits=EDITS, flips=FLIPS, cut=CUTS)
 def test_damaged_files_give_rows_or_reasons(
     write: Callable[[Path], Path],
     tmp_path_factory: pytest.TempPathFactory,
@@ -149,15 +171,7 @@ def test_damaged_files_give_rows_or_reasons(
     cut: int | None,
 ) -> None:
     path, whole = valid(write, tmp_path_factory.getbasetemp())
-    data = bytearray(whole)
-    for flip in flips:
-        data[flip * (len(data) - 1) // 10**6] ^= 1 << flip % 8
-    for place, count, new in edits:
-        at = place * len(data) // 10**6
-        data[at : at + count] = new
-    if cut is not None:
-        del data[cut * len(data) // 10**6 :]
-    path.write_bytes(data)
+    path.write_bytes(damaged(whole, edits, flips, cut))
     survives(path)
 
 
@@ -250,3 +264,71 @@ def test_any_values_give_a_sample_or_a_reason(row: dict[str, Any], form: Any) ->
     )
     assert pictures == len(sample.images)
     looked_at(sample)
+
+
+# Every picture of the awkward ones that can be read and is small: all formats and most codings.
+SMALL = 4096
+
+
+@lru_cache
+def pictures() -> list[bytes]:
+    files = [data for make in KINDS.values() for data in make().values() if len(data) <= SMALL]
+    return [data for data in dict.fromkeys(files) if not isinstance(looked_into(data), str)]
+
+
+def looked_into(data: bytes) -> tuple[int, int] | str:
+    """The size of a picture or the reason why there is none; decoding and measuring agree."""
+    ref = ImageRef(data=data)
+    try:
+        image = load_image(ref, max_pixels=10**6)  # more would take its time
+    except ImageError as error:
+        one_line(error, "image data ")
+        return error.reason
+    assert image.mode == "RGB" and image.size == image_size(ref)
+    return image.size
+
+
+def damage_pictures(examples: int) -> None:
+    @settings(fuzzed, max_examples=examples)
+    @given(which=st.integers(0, len(pictures()) - 1), edits=EDITS, flips=FLIPS, cut=CUTS)
+    def damage(
+        which: int, edits: list[tuple[int, int, bytes]], flips: list[int], cut: int | None
+    ) -> None:
+        looked_into(damaged(pictures()[which], edits, flips, cut))
+
+    damage()
+
+
+def test_damaged_pictures_give_a_picture_or_a_reason() -> None:
+    assert len(pictures()) > 100
+    damage_pictures(3 * EXAMPLES)
+
+
+@pytest.mark.slow
+def test_many_damaged_pictures_give_a_picture_or_a_reason() -> None:
+    damage_pictures(2000)
+
+
+@fuzzed
+@given(edits=EDITS, flips=FLIPS, cut=CUTS)
+def test_damaged_exif_costs_no_picture(
+    edits: list[tuple[int, int, bytes]], flips: list[int], cut: int | None
+) -> None:
+    note = damaged(tiff(6), edits, flips, cut)
+    head, pixels, end = split(small_png())
+    jpegs = [exif(note), with_segment(0xE2, b"ICC_PROFILE\0\1\1" + note)]
+    for data in (*jpegs, webp(exif=b"Exif\0\0" + note)):
+        assert looked_into(data) in ((24, 16), (16, 24))
+    assert looked_into(head + chunk(b"eXIf", note) + pixels + end) == (2, 2)
+
+
+@fuzzed
+@given(st.integers(0, 10**6), st.integers(0, 7))
+def test_a_flipped_bit_of_a_png_shows_or_changes_nothing(place: int, bit: int) -> None:
+    """Its checksums see every one; in the other formats nothing does."""
+    whole = small_png()
+    data = bytearray(whole)
+    data[place % len(data)] ^= 1 << bit
+    if not isinstance(looked_into(bytes(data)), str):
+        wanted = load_image(ImageRef(data=whole)).tobytes()
+        assert load_image(ImageRef(data=bytes(data))).tobytes() == wanted

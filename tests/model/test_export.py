@@ -16,6 +16,7 @@ from helpers import PATCH, make_tower
 from oculi.export.hf import export
 from oculi.model import OculiForConditionalGeneration, OculiProcessor
 from oculi.model.lora import inject_lora, lora_layers, merge_lora
+from routed import fill
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
@@ -33,18 +34,22 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "olmo2": ("olmo2", "causal", {}),
     "clip": ("qwen2", "causal", {"vision": tower("clip")}),
     "siglip2": ("llama", "bidirectional", {"vision": tower("siglip2")}),
+    "routed": ("qwen2", "bidirectional", {}),
 }
 CODE = {
     "chat_oculi.py",
     "configuration_oculi.py",
+    "generation_oculi.py",
     "image_processing_oculi.py",
     "masks_oculi.py",
     "modeling_oculi.py",
     "patch_embed_oculi.py",
     "processing_oculi.py",
     "recompute_oculi.py",
+    "routed_oculi.py",
     "rows_oculi.py",
     "spans_oculi.py",
+    "taps_oculi.py",
     "tower_oculi.py",
 }
 
@@ -95,10 +100,14 @@ def exported(
     found = {}
     for kind, (family, policy, settings) in KINDS.items():
         model, processor = make_model(family, policy, **settings), make_processor()
-        inject_lora(model.llm, rank=2, blocks=2, targets=("q_proj", "up_proj"))
-        for _, layer in lora_layers(model.llm):
-            torch.nn.init.normal_(layer.lora_B["default"].weight)
-        merge_lora(model.llm)
+        if kind == "routed":
+            model.add_routed_lora("image", 2, 2, ("q_proj", "up_proj"))
+            fill(model)
+        else:
+            inject_lora(model.llm, rank=2, blocks=2, targets=("q_proj", "up_proj"))
+            for _, layer in lora_layers(model.llm):
+                torch.nn.init.normal_(layer.lora_B["default"].weight)
+            merge_lora(model.llm)
         export(model, processor, folder / kind, kind, "for tests")
         path = folder / f"{kind}.png"
         make_picture(9, 13, seed=3).save(path)
@@ -167,6 +176,17 @@ def test_the_folder_has_all_code_and_all_settings(exported: Any, fresh: Any, kin
         assert config["auto_map"]["AutoModelForImageTextToText"].startswith("modeling_oculi.")
         auto_map = json.loads((each / "processor_config.json").read_text())["auto_map"]
         assert auto_map["AutoProcessor"] == "processing_oculi.OculiProcessor"
+
+
+def test_the_folder_of_a_routed_model_says_what_lora_it_has(exported: Any) -> None:
+    folder, model, _, _ = exported["routed"]
+    config = json.loads((folder / "config.json").read_text())
+    targets = ["q_proj", "up_proj"]
+    entry = {"modality": "image", "rank": 2, "blocks": 2, "targets": targets}
+    assert config["routed_lora"] == [entry]
+    again = OculiForConditionalGeneration.from_pretrained(folder)
+    found = {name for name in again.state_dict() if ".lora_" in name}
+    assert len(found) == 8 and found == {n for n in model.state_dict() if ".lora_" in n}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,16 +3,22 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
 
 from helpers import PATCH, Tiny, recipe_data
 from oculi.plan import plan
-from oculi.plan.memory import Memory, PartMemory
+from oculi.plan.memory import Memory, PartMemory, gathered_bytes
 from oculi.plan.sample import sample_batch
 from oculi.recipe import validate
 from oculi.training.loop import train_step
 from oculi.training.module import canonical_parameters
 from oculi.training.optim import make_optimizer
+from oculi.training.parallel import split
+from oculi.training.ranks import ranks_of_launcher
+from ranks import on_ranks
 
 Built = Callable[..., Any]
 
@@ -58,3 +64,41 @@ def test_room_for_samples() -> None:
     assert [memory.samples_in(available) for available in (0, 144, 174, 175, 204, 205)] == [
         0, 0, 0, 1, 1, 2,
     ]  # fmt: skip
+
+
+def test_a_split_module_holds_what_is_planned(tiny: Tiny, built: Built) -> None:
+    """Two ranks after a step: their parts together are all, each about half of it."""
+    recipe = validate(recipe_data(tiny, **{"stages.0.precision": "bfloat16"}), "test")
+    stage = recipe.stages[0]
+    memory = plan(recipe, gpus=2, text_tokens=7).stages[0].memory
+    module = built(recipe, 0)
+    batch = sample_batch((3, 3), 7, PATCH, "cpu")
+
+    def held() -> int:
+        with ranks_of_launcher() as ranks:
+            split(module, ranks, recipe.shard, torch.bfloat16)
+            trained = {n: p for n, p in canonical_parameters(module).items() if p.requires_grad}
+            optimizer = make_optimizer(trained, dict.fromkeys(trained, 1e-3), stage)
+            members = list(trained.values())
+            train_step(module, [batch], optimizer, members, stage, torch.device("cpu"), ranks)
+            states = [state for part in optimizer.parts for state in part.state.values()]
+            moments = [value for state in states for name, value in state.items() if name != "step"]
+            kept = [*module.parameters(), *moments]
+            assert all(isinstance(tensor, DTensor) for tensor in kept)
+            gradients = sum(p.to_local().nbytes for p in members)  # as long as a step is taken
+            return gradients + sum(tensor.to_local().nbytes for tensor in kept)
+
+    found = on_ranks(2, held)
+    whole = sum(part.total for name, part in memory.parts.items() if name != "teacher")
+    assert memory.share == 2 and sum(found) == whole
+    assert found == pytest.approx([memory.own] * 2, rel=0.05)
+
+
+def test_what_is_gathered_at_once() -> None:
+    """The two largest blocks in bfloat16 where that is less, and all else as it is."""
+    blocks = nn.ModuleList(nn.Linear(4, size, bias=False) for size in (2, 8, 5))
+    blocks[2].bfloat16()
+    rest = nn.Linear(4, 3, bias=False)
+    module = nn.ModuleList([blocks, rest])
+    assert gathered_bytes(list(blocks), module, low=True) == 2 * 4 * (8 + 5) + 4 * 12
+    assert gathered_bytes(list(blocks), module, low=False) == 4 * 4 * 8 + 2 * 4 * 5 + 4 * 12

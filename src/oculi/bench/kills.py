@@ -102,13 +102,17 @@ class Kills:
             return result
         result.kills = 1
         result.problem = self._left(run)
+        rotten = ""
         if job.mode == "rot" and len(ckpt.checkpoints(run / "checkpoints")) > 1:
-            flip(ckpt.checkpoints(run / "checkpoints")[-1], random.Random(job.number))
+            newest = ckpt.checkpoints(run / "checkpoints")[-1]
+            flip(newest, random.Random(job.number))
+            rotten = newest.name
+            _untell(run, rotten)
         if job.again is not None:
             disk = Disk(run, nth=job.again, torn=torn, seed=job.number)
             if self._train(run, disk, resume=True) == -signal.SIGKILL:
                 result.kills += 1
-                result.problem = result.problem or self._left(run)
+                result.problem = result.problem or self._left(run, rotten)
         result.problem = result.problem or self._resumed(run)
         return result
 
@@ -121,11 +125,15 @@ class Kills:
         except (OSError, ValueError, KeyError, IndexError) as error:
             return f"what it leaves cannot be read: {error!r}"
 
-    def _left(self, run: Path) -> str:
-        """What a kill must not leave behind: what has its name is whole, what was safe is there."""
+    def _left(self, run: Path, rotten: str = "") -> str:
+        """What a kill must not leave behind: what has its name is whole, what was safe is there.
+
+        ``rotten`` was made so; until it is set aside, or written again, it may be either.
+        """
         found = ckpt.checkpoints(run / "checkpoints")
         for path in found:
-            if problem := ckpt.problem(path):
+            problem = ckpt.problem(path)
+            if problem and path.name != rotten:
                 return problem
         for path in run.glob("stages/*"):
             if path.suffix != durable.PARTIAL and not (path / "README.md").exists():
@@ -150,6 +158,14 @@ class Kills:
                 tell.write_text(json.dumps(disk.labels))
 
         return forked(child, run.parent / "output.txt")
+
+
+def _untell(run: Path, name: str) -> None:
+    """Forget that a checkpoint was safe: the disk has lost it."""
+    told = run.parent / SIDE
+    if told.exists():
+        kept = [line for line in told.read_text().splitlines(keepends=True) if line.strip() != name]
+        told.write_text("".join(kept))
 
 
 def _of_a_file(label: str) -> bool:

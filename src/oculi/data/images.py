@@ -12,7 +12,6 @@ import base64
 import io
 import os
 import stat
-import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,12 +20,14 @@ from typing import BinaryIO
 
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
+from oculi.data import pngfile
 from oculi.data.sample import ImageRef, ImageSource
 from oculi.errors import DataError, shown
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 40_000_000
 MAX_BYTES = 256 * 2**20
+MAX_SCANS = 1000
 
 # Each completes the sentence `image "x.png" ...`.
 MISSING = "does not exist"
@@ -47,6 +48,7 @@ PAGE = "is an HTML, XML or SVG page, not a picture"
 UNKNOWN = f"is not a picture in a known format ({', '.join(FORMATS)})"
 DAMAGED = "is truncated or damaged"
 TOO_LARGE = "has more pixels than the limit of {limit:g} megapixels"
+SCANS = f"is a JPEG of more than {MAX_SCANS} scans, which would take minutes to decode"
 
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -57,10 +59,11 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 # Process-wide on purpose: warnings.catch_warnings around each open is not safe under threads.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+# What Pillow says about EXIF and APNG names no file; with `python -W error` it would decide.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class ImageError(DataError):
@@ -126,12 +129,17 @@ def load_image(ref: ImageRef, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode to RGB: upright by EXIF, first frame, alpha over white, 16-bit grey scaled.
 
     Raises ImageError when the file cannot be had, is not one of `FORMATS`, has more than
-    `max_pixels` or does not decode to the end.
+    `max_pixels` or does not decode to the end. Damage in the middle is found where the format
+    has checksums, which is PNG alone.
     """
     with _opened(ref) as file, _translated(ref, max_pixels):
         image = _header(file, ref, max_pixels)
         orientation = _orientation(image, file)
-        image.load()
+        if image.format == "PNG":
+            pngfile.load(image, file)
+        else:
+            _check_scans(image, file, _name(ref))
+            image.load()
         rgb = _to_rgb(image)
         if orientation in _TRANSPOSE:
             rgb = rgb.transpose(_TRANSPOSE[orientation])
@@ -189,7 +197,7 @@ def open_file(path: Path, root: Path | None, name: str, limit: int | None = MAX_
         # After realpath no part is a link; one that appears in between must not be followed,
         # and opening a named pipe must not wait for its writer.
         flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-        file = os.fdopen(os.open(real, flags | getattr(os, "O_BINARY", 0)), "rb")
+        number = os.open(real, flags | getattr(os, "O_BINARY", 0))
     except (FileNotFoundError, NotADirectoryError):
         raise ImageError(MISSING, name) from None
     except IsADirectoryError:
@@ -201,11 +209,12 @@ def open_file(path: Path, root: Path | None, name: str, limit: int | None = MAX_
     except OSError:
         raise ImageError(UNOPENED, name) from None
     try:
-        _check_status(os.fstat(file.fileno()), name, limit)
+        # Before fdopen, which refuses a folder and leaves it open.
+        _check_status(os.fstat(number), name, limit)
+        return os.fdopen(number, "rb")
     except BaseException:
-        file.close()
+        os.close(number)
         raise
-    return file
 
 
 def _check_status(status: os.stat_result, name: str, limit: int | None) -> None:
@@ -257,7 +266,7 @@ def _unidentified(file: BinaryIO) -> str:
     if start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<"):
         return PAGE
     # A known signature that Pillow still refuses is a broken file, not another format.
-    known = (_PNG_MAGIC, b"\xff\xd8\xff", b"GIF87a", b"GIF89a")
+    known = (pngfile.MAGIC, b"\xff\xd8\xff", b"GIF87a", b"GIF89a")
     if start.startswith(known) or (start.startswith(b"RIFF") and start[8:12] == b"WEBP"):
         return DAMAGED
     return UNKNOWN
@@ -271,7 +280,7 @@ def _orientation(image: ImageFile.ImageFile, file: BinaryIO) -> int:
     """
     try:
         if image.format == "PNG" and "exif" not in image.info:
-            exif = _png_exif(file)
+            exif = pngfile.exif(file)
             if exif:
                 image.info["exif"] = b"Exif\0\0" + exif
         value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
@@ -282,20 +291,15 @@ def _orientation(image: ImageFile.ImageFile, file: BinaryIO) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _png_exif(file: BinaryIO) -> bytes:
+def _check_scans(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> None:
+    """Refuse a scan bomb: in a progressive JPEG ten bytes can be a pass over all pixels."""
+    if "progressive" not in image.info:
+        return
     back = file.tell()
-    try:
-        file.seek(len(_PNG_MAGIC))
-        while len(head := file.read(8)) == 8:
-            length, kind = struct.unpack(">I4s", head)
-            if kind == b"eXIf":
-                return file.read(min(length, 2**20))
-            if kind == b"IEND":
-                break
-            file.seek(length + 4, os.SEEK_CUR)
-        return b""
-    finally:
-        file.seek(back)
+    file.seek(0)
+    if file.read().count(b"\xff\xda") > MAX_SCANS:
+        raise ImageError(SCANS, name)
+    file.seek(back)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -17,13 +17,16 @@ from oculi.data.crops import Crops
 from oculi.data.order import sample_numbers
 from oculi.data.packing import pack
 from oculi.data.sample import RowError, Sample
-from oculi.data.source import Source, pieces
+from oculi.data.source import Source, pieces, sizes
 from oculi.data.turns import TurnDraws
 from oculi.errors import DataError
 
 if TYPE_CHECKING:
     from oculi.model import OculiProcessor
     from oculi.model.processing_oculi import Encoded
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 def encode_sample(
@@ -124,6 +127,9 @@ class Steps(Dataset[list[Batch]]):
 
     A sample that cannot be used is left out, and the step is smaller: taking another in its place
     would make a step depend on those before it.
+
+    Of several ranks each makes its own rows of the same packs: a step's samples are the same for any
+    number of ranks. Each of them measures all of the samples for that, and decodes its own.
     """
 
     def __init__(
@@ -139,12 +145,15 @@ class Steps(Dataset[list[Batch]]):
         single_turns: float = 0.0,
         plain_turns: float = 0.0,
         crop: float = 0.0,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self.source, self.processor, self.seed = source, processor, seed
         self.steps, self.batch = steps, batch
         self.pack_length, self.micro_rows = pack_length, micro_rows
         self.drawn = TurnDraws(seed, single_turns, plain_turns)
         self.crops = Crops(seed, crop)
+        self.rank, self.ranks = rank, ranks
         self.channels = 3 * processor.image_processor.patch_size**2
 
     def __len__(self) -> int:
@@ -154,25 +163,59 @@ class Steps(Dataset[list[Batch]]):
         return self.load(step).batches
 
     def load(self, step: int) -> Loaded:
-        """The micro-batches of a step, and the samples that are not in them.
+        """This rank's micro-batches of a step, and the samples that should be in them and are not.
+
+        What every rank finds wrong, the first one says.
 
         Raises:
             DataError: a data file is not as it was; that is no matter of one sample.
         """
+        shared: list[BadSample] = []
+        own: list[BadSample] = []
+        samples = self._draw(step, shared)
+        if self.ranks == 1:  # a sample is measured by encoding it, which is to be done in any case
+            encoded = self._each(samples, self._encode, own)
+            rows = self._rows({p: len(e.input_ids) for p, (_, e) in encoded.items()})
+        else:
+            packed = self._rows(self._each(samples, self._length, shared))
+            rows = packed[self.rank :: self.ranks]
+            encoded = self._each({p: samples[p] for row in rows for p in row}, self._encode, own)
+        found = [[encoded[p] for p in row if p in encoded] for row in rows]
+        found = [row for row in found if row]
+        micro = [found[i : i + self.micro_rows] for i in range(0, len(found), self.micro_rows)]
+        bad = own + (shared if self.rank == 0 else [])
+        bad.sort(key=lambda sample: sample.position)
+        return Loaded([collate(part, self.channels) for part in micro], tuple(bad))
+
+    def _draw(self, step: int, bad: list[BadSample]) -> dict[int, Sample]:
+        """The samples of a step by their positions in the order."""
         first = step * self.batch
         numbers = sample_numbers(self.seed, first, self.batch, len(self.source))
-        encoded: list[tuple[str, Encoded]] = []
-        bad: list[BadSample] = []
-        for position, number in enumerate(numbers, first):
+        places = dict(enumerate(map(int, numbers), first))
+        return self._each(places, lambda p, number: self.drawn(p, self.source[number]), bad)
+
+    def _each(
+        self, given: Mapping[int, A], work: Callable[[int, A], B], bad: list[BadSample]
+    ) -> dict[int, B]:
+        """``work`` on each that is given, by position; what is wrong with a row goes to ``bad``."""
+        done: dict[int, B] = {}
+        for position, value in given.items():
             try:
-                sample = self.drawn(position, self.source[int(number)])
-                crop = partial(self.crops, position)
-                encoded.append((sample.id, encode_sample(sample, self.processor, crop)))
+                done[position] = work(position, value)
             except RowError as error:
                 bad.append(BadSample(position, error.id, error.source, error.reason))
-        rows = pack([len(e.input_ids) for _, e in encoded], self.pack_length)
-        micro = [rows[i : i + self.micro_rows] for i in range(0, len(rows), self.micro_rows)]
-        batches = [
-            collate([[encoded[i] for i in row] for row in part], self.channels) for part in micro
-        ]
-        return Loaded(batches, tuple(bad))
+        return done
+
+    def _encode(self, position: int, sample: Sample) -> tuple[str, Encoded]:
+        return sample.id, encode_sample(sample, self.processor, partial(self.crops, position))
+
+    def _length(self, position: int, sample: Sample) -> int:
+        try:
+            return self.processor.length(pieces(sample.messages, sizes(sample.images)))
+        except DataError as error:
+            raise RowError(str(error), sample.id, sample.source) from None
+
+    def _rows(self, lengths: Mapping[int, int]) -> list[list[int]]:
+        positions = list(lengths)
+        rows = pack(list(lengths.values()), self.pack_length)
+        return [[positions[i] for i in row] for row in rows]

@@ -10,7 +10,7 @@ from oculi.errors import CheckpointError
 from oculi.export.hf import check_free, export
 from oculi.export.load import load_unmerged
 from oculi.model import OculiForConditionalGeneration
-from oculi.model.lora import merge_lora
+from oculi.model.lora import NOT_MERGED, merge_lora
 from oculi.recipe import Recipe
 from oculi.training.build import DTYPES, cast
 
@@ -27,7 +27,7 @@ def merge_run(run: Path, out: Path, base: str | None = None) -> float:
         the largest difference that merging made to a logit.
 
     Raises:
-        CheckpointError: there is no LoRA any more, the base is another, or ``out`` exists.
+        CheckpointError: there is no LoRA any more, it is routed, the base is another, or ``out`` exists.
     """
     check_free(out)  # before minutes of loading
     unmerged = load_unmerged(run, base)
@@ -35,6 +35,8 @@ def merge_run(run: Path, out: Path, base: str | None = None) -> float:
         raise CheckpointError(
             f"{run} has no LoRA: its recipe trains without, and exports each stage"
         )
+    if unmerged.recipe.model.lora.routed:
+        raise CheckpointError(f"the LoRA of {run} is routed: {NOT_MERGED}: see the run's stages/")
     if not unmerged.state.lora:
         raise CheckpointError(
             f"{run} has no LoRA left to merge: it was merged after an earlier stage; the exported "

@@ -2,7 +2,7 @@
 
 The files named ``*_oculi.py`` and what they import from this folder are copied into every exported
 checkpoint (``auto_map``), so this package is flat and imports nothing from the rest of oculi.
-``lora.py`` is the exception that never travels: an exported model is merged.
+``lora.py`` and ``lora_linear.py`` never travel: an exported model is merged, or its LoRA is routed.
 """
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor

@@ -20,6 +20,8 @@ class OculiConfig(PreTrainedConfig):
         image_token_id: the id that marks an image position. It is never looked up in the embedding
             table, so it may lie outside of it.
         image_attention: ``causal``, ``bidirectional`` or ``mutual``; see ``masks_oculi.py``.
+        routed_lora: for each modality that has LoRA of its own, its ``modality``, ``rank``, ``blocks``
+            and ``targets``; see ``routed_oculi.py``. A list, because its order tells ``modality_ids``.
 
     Raises:
         ValueError: the policy is unknown.
@@ -34,6 +36,7 @@ class OculiConfig(PreTrainedConfig):
         vision_config: dict[str, Any] | None = None,
         image_token_id: int = 0,
         image_attention: str = "bidirectional",
+        routed_lora: list[dict[str, Any]] | None = None,
         **kwargs: Any,  # transformers passes its own keys (architectures, dtype, ...) this way
     ) -> None:
         if isinstance(text_config, dict):
@@ -46,6 +49,7 @@ class OculiConfig(PreTrainedConfig):
         self.vision_config = vision_config or {"kind": "patch_embed", "patch_size": 14}
         self.image_token_id = image_token_id
         self.image_attention = image_attention
+        self.routed_lora = routed_lora or []
         # vLLM's switch for bidirectional image spans in its transformers backend.
         self.is_mm_prefix_lm = image_attention == "bidirectional"
         kwargs.setdefault("tie_word_embeddings", False)  # the LLM ties its own

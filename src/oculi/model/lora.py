@@ -5,7 +5,8 @@
 
 PEFT's layers (with a faster ``forward``, see ``lora_linear.py``) are injected into the LLM without
 ``PeftModel`` around it, so parameter names stay those of the LLM. VoRA has no alpha (section 3.1 and its
-released code): ``lora_alpha = r``, a factor of one.
+released code): ``lora_alpha = r``, a factor of one. LoRA that stays, on image tokens alone, is in
+``routed_oculi.py``.
 """
 
 from collections.abc import Iterator
@@ -17,8 +18,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .lora_linear import LoraLinear
+from .routed_oculi import RoutedLinear, check_targets
 
 ADAPTER = "default"
+NOT_MERGED = (
+    "it acts on image tokens alone, and a merged weight would act on text as well. Every stage exports "
+    "it as it is"
+)
 
 
 def lora_config(rank: int, blocks: int, targets: tuple[str, ...]) -> LoraConfig:
@@ -46,20 +52,7 @@ def inject_lora(llm: PreTrainedModel, rank: int, blocks: int, targets: tuple[str
     """
     if has_lora(llm):
         raise ValueError("the LLM has LoRA already: merge it before adding another")
-    layers = llm.config.num_hidden_layers
-    # PEFT would read an empty list of blocks as all blocks.
-    if not 1 <= blocks <= layers:
-        raise ValueError(f"LoRA on the first {blocks} blocks, but the LLM has {layers}")
-    if not targets:
-        raise ValueError("LoRA has no target: name the linear layers, as q_proj")
-    linears = [name.split(".") for name, m in llm.named_modules() if isinstance(m, nn.Linear)]
-    names = {path[-1] for path in linears if any(part.isdigit() for part in path)}
-    missing = [target for target in targets if target not in names]
-    if missing:
-        raise ValueError(
-            f"LoRA targets {', '.join(missing)} are no linear layers of the blocks of "
-            f"{type(llm).__name__}; they have {', '.join(sorted(names))}"
-        )
+    check_targets(llm, blocks, targets)
     inject_adapter_in_model(lora_config(rank, blocks, targets), llm, adapter_name=ADAPTER)
 
 
@@ -71,7 +64,7 @@ def lora_layers(module: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
 
 
 def has_lora(module: nn.Module) -> bool:
-    """Whether any linear of ``module`` has LoRA."""
+    """Whether any linear of ``module`` has LoRA that waits for its merge; routed LoRA does not."""
     return any(True for _ in lora_layers(module))
 
 
@@ -83,9 +76,11 @@ def merge_lora(llm: nn.Module) -> int:
         the number of merged linears.
 
     Raises:
-        ValueError: there is nothing to merge, as after a first merge.
+        ValueError: there is nothing to merge, as after a first merge, or the LoRA is routed.
     """
     layers = list(lora_layers(llm))
+    if not layers and any(isinstance(module, RoutedLinear) for module in llm.modules()):
+        raise ValueError(f"the LoRA is routed: {NOT_MERGED}")
     if not layers:
         raise ValueError("there is no LoRA to merge: was it merged before?")
     for name, layer in layers:
@@ -106,9 +101,11 @@ def canonical_name(name: str) -> str:
     """A parameter's name as globs are written, the same before and after LoRA is wrapped around it.
 
     ``llm.model.layers.0.mlp.up_proj.base_layer.weight`` -> ``llm.model.layers.0.mlp.up_proj.weight``,
-    ``...up_proj.lora_A.default.weight`` -> ``...up_proj.lora_A``.
+    ``...up_proj.lora_A.default.weight`` -> ``...up_proj.lora_A``; routed LoRA's is
+    ``...up_proj.routed.image.lora_A``.
     """
     name = name.replace(".base_layer.", ".")
     for part in ("lora_A", "lora_B"):
         name = name.replace(f".{part}.{ADAPTER}.weight", f".{part}")
+        name = name.removesuffix(".weight") if name.endswith(f".{part}.weight") else name
     return name

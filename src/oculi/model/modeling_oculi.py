@@ -4,26 +4,28 @@ Shapes: B rows, T tokens, K keys, D the LLM's width, P patches, N images, R labe
 S vision tokens of the whole batch.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_oculi import OculiConfig
+from .generation_oculi import OculiGenerationMixin
 from .masks_oculi import build_mask, mask_function, refuse_sliding_window
 from .patch_embed_oculi import PatchEmbed
-from .recompute_oculi import recomputing
+from .routed_oculi import Route, add_adapter
 from .rows_oculi import mask_of_rows, only_rows, pays
 from .spans_oculi import key_spans
+from .taps_oculi import Reducer as Reducer
+from .taps_oculi import tapping
 from .tower_oculi import VisionTower
-
-Reducer = Callable[[Tensor], Any]
 
 # What ``vision_config["kind"]`` may name: patches and grids in, tokens of the LLM's width out.
 VISION_PARTS: dict[str, type[nn.Module]] = {"patch_embed": PatchEmbed, "tower": VisionTower}
@@ -44,7 +46,7 @@ class OculiOutput(ModelOutput):
     taps: dict[int, Any] | None = None
 
 
-class OculiForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
     """An LLM that reads patches. ``llm`` and ``vision`` are its only children."""
 
     config_class = OculiConfig
@@ -64,6 +66,7 @@ class OculiForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.llm = AutoModelForCausalLM.from_config(config.text_config)
         self.vision = self._new_vision()
         self.post_init()
+        self._build_routed_lora()  # it has values of its own, which post_init would draw anew
 
     @classmethod
     def assemble(cls, config: OculiConfig, llm: PreTrainedModel) -> "OculiForConditionalGeneration":
@@ -77,8 +80,36 @@ class OculiForConditionalGeneration(PreTrainedModel, GenerationMixin):
         model.vision = model._new_vision()
         model.vision.init_weights()
         model.vision.to(llm.dtype)
+        model._build_routed_lora()
         model.generation_config = llm.generation_config
         return model
+
+    def _build_routed_lora(self) -> None:
+        self.route = Route()
+        for entry in self.config.routed_lora:
+            add_adapter(self.llm, self.blocks, self.route, **entry)
+
+    def add_routed_lora(
+        self, modality: str, rank: int, blocks: int, targets: Sequence[str]
+    ) -> None:
+        """LoRA that acts on tokens of one modality alone, as part of the model; see ``routed_oculi.py``.
+
+        Args:
+            modality: ``image``, or another one that ``modality_ids`` then tells by the order of adding.
+            rank, blocks, targets: on the linears so named in the first ``blocks`` blocks.
+
+        Raises:
+            ValueError: the modality has one already, or there is no such block or linear.
+        """
+        entry = {"modality": modality, "rank": rank, "blocks": blocks, "targets": list(targets)}
+        add_adapter(self.llm, self.blocks, self.route, **entry)  # type: ignore[arg-type]
+        self.config.routed_lora = [*self.config.routed_lora, entry]
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint, **kwargs: Any
+    ) -> None:
+        function = self.route.checkpointing(gradient_checkpointing_func)
+        super()._set_gradient_checkpointing(enable, function, **kwargs)
 
     def _new_vision(self) -> Any:
         arguments = dict(self.config.vision_config)
@@ -136,6 +167,7 @@ class OculiForConditionalGeneration(PreTrainedModel, GenerationMixin):
         image_ids: Tensor | None = None,
         segment_ids: Tensor | None = None,
         prompt_mask: Tensor | None = None,
+        modality_ids: Tensor | None = None,
         label_rows: Tensor | None = None,
         taps: Mapping[int, Reducer] | None = None,
         use_cache: bool | None = None,
@@ -156,6 +188,8 @@ class OculiForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 derived from ``input_ids`` and checked.
             segment_ids: [B, T], sample of a token in a packed row, -1 for padding.
             prompt_mask: [B, T] bool, for the mask policy ``mutual``.
+            modality_ids: [B, T] int64, whose routed LoRA a token goes through: 0 for none, i for the
+                i-th of ``config.routed_lora``. None: that of ``image`` for images, none for the rest.
             label_rows: [R] int64 into B * T: the only positions that go through the LM head and, if
                 that is less work and no tap reads the others, through the last block.
             taps: for block i, a function of its output on vision tokens [S, D]; what it returns is
@@ -163,7 +197,7 @@ class OculiForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 -1 is the input of block 0.
 
         Raises:
-            ValueError: image positions and vision tokens differ in number.
+            ValueError: image positions and vision tokens differ in number, or shapes do.
         """
         vision_tokens = 0
         if inputs_embeds is None:
@@ -192,15 +226,20 @@ class OculiForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         tapped: dict[int, Any] = {}
         with ExitStack() as stack:
-            if taps:
-                assert image_ids is not None
+            rows = None
+            if image_ids is not None and (taps or (self.route.modalities and vision_tokens)):
                 # The image positions, in order; how many there are is known, so the host need not wait.
                 rows = (image_ids.flatten() < 0).int().argsort(stable=True)[:vision_tokens]
-                stack.enter_context(self._tap(taps, blocks, rows, inputs_embeds, tapped))
+            dealt = self.route.deal(inputs_embeds, modality_ids, rows)
+            stack.enter_context(self.route.to(dealt))
+            if taps:
+                assert rows is not None
+                stack.enter_context(tapping(taps, blocks, rows, inputs_embeds, tapped))
             if label_rows is not None:
                 last = blocks[-1] if chosen is not None else None
                 head = self.llm.get_output_embeddings()
-                stack.enter_context(only_rows(head, label_rows, last, mask_of_chosen))
+                around = partial(self.route.among, label_rows, inputs_embeds.shape[:2].numel())
+                stack.enter_context(only_rows(head, label_rows, last, mask_of_chosen, around))
             output = self.llm(
                 inputs_embeds=inputs_embeds,
                 attention_mask=mask,
@@ -320,80 +359,3 @@ class OculiForConditionalGeneration(PreTrainedModel, GenerationMixin):
             spans=spans and (lambda: spans().of_rows(chosen)),
         )
         return mask, mask_of_chosen
-
-    @contextmanager
-    def _tap(
-        self,
-        taps: Mapping[int, Reducer],
-        blocks: nn.ModuleList,
-        rows: Tensor,
-        embeds: Tensor,
-        results: dict[int, Any],
-    ) -> Iterator[None]:
-        """Hooks that hand a block's output on vision tokens to its reducer and keep only the result.
-
-        The output itself is kept in any case, by the next block; the copy of its vision tokens and what
-        the reducer makes of them is computed again, but for narrow products such as a head's.
-        """
-
-        def reduce(block: int, hidden_BTD: Tensor) -> Any:
-            return taps[block](hidden_BTD.flatten(0, 1).index_select(0, rows))
-
-        if torch.is_grad_enabled():
-            reduce = recomputing(reduce, "selective")
-
-        def hook(block: int) -> Callable[..., None]:
-            def read(module: nn.Module, args: Any, output: Any) -> None:
-                results[block] = reduce(block, output[0] if isinstance(output, tuple) else output)
-
-            return read
-
-        if -1 in taps:
-            results[-1] = reduce(-1, embeds)
-        handles = [blocks[i].register_forward_hook(hook(i)) for i in taps if i >= 0]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
-        inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
-        if inputs.get("prompt_mask") is not None and inputs.get("input_ids") is not None:
-            # As long as the tokens of this call: a cache has cut those before it, and without one
-            # the tokens generated so far, which are not prompt, have come behind it.
-            length, total = inputs["input_ids"].shape[1], input_ids.shape[1]
-            prompt = inputs["prompt_mask"]
-            prompt = nn.functional.pad(prompt, (0, total - prompt.shape[1]))
-            inputs["prompt_mask"] = prompt[:, total - length :]
-        return inputs
-
-    def _expand_inputs_for_generation(
-        self,
-        expand_size: int = 1,
-        is_encoder_decoder: bool = False,
-        input_ids: Tensor | None = None,
-        **model_kwargs: Any,
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """Repeat rows for beams and samples, and the images of each row with it.
-
-        transformers would repeat every patch instead, as if it were a row.
-        """
-        patches, grids = (model_kwargs.pop(key, None) for key in ("pixel_values", "image_grids"))
-        if patches is not None and input_ids is not None and expand_size > 1:
-            images_of_rows = [row[row >= 0].unique() for row in self._image_ids(input_ids, grids)]
-            order = [i for images in images_of_rows for i in images.tolist() * expand_size]
-            cut = patches.split(grids.prod(-1).tolist())
-            patches, grids = torch.cat([cut[i] for i in order]), grids[order]
-        expanded_ids, model_kwargs = super()._expand_inputs_for_generation(
-            expand_size, is_encoder_decoder, input_ids, **model_kwargs
-        )
-        if patches is not None:
-            model_kwargs |= {"pixel_values": patches, "image_grids": grids}
-        return expanded_ids, model_kwargs
-
-    def create_masks_for_generate(
-        self, attention_mask: Tensor | None, **kwargs: Any
-    ) -> Tensor | None:
-        """Leave the mask 2-D: ``forward`` builds it, with the images, for static caches as well."""
-        return attention_mask

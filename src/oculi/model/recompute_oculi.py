@@ -44,7 +44,8 @@ def recomputing(function: Callable[..., Any], mode: str) -> Callable[..., Any]:
     """``function``, which must have no side effects, as one whose backward pass runs it again.
 
     Args:
-        function: any part of a forward pass.
+        function: any part of a forward pass. The method of a block whose linears are routed sees the
+            same rows again (``routed_oculi.py``).
         mode: one of ``MODES``: ``none`` returns it as it is, ``full`` keeps its arguments alone,
             ``selective`` what the policy says besides.
 
@@ -55,7 +56,10 @@ def recomputing(function: Callable[..., Any], mode: str) -> Callable[..., Any]:
         raise ValueError(f'"{mode}" is none of {", ".join(MODES)}')
     if mode == "none":
         return function
-    if mode == "full":
-        return partial(checkpoint, function, use_reentrant=False)
-    contexts = partial(create_selective_checkpoint_contexts, keep_narrow)
-    return partial(checkpoint, function, use_reentrant=False, context_fn=contexts)
+    settings: dict[str, Any] = {"use_reentrant": False}
+    if mode == "selective":
+        settings["context_fn"] = partial(create_selective_checkpoint_contexts, keep_narrow)
+    route = getattr(getattr(function, "__self__", None), "route", None)
+    if route is None:
+        return partial(checkpoint, function, **settings)
+    return partial(route.checkpointing(checkpoint), function, **settings)

@@ -14,7 +14,7 @@ Shapes: B rows, T tokens, R label rows, D the LLM's width.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -69,7 +69,11 @@ def pays(block: nn.Module, rows: int, batch: int, length: int, width: int) -> bo
 
 @contextmanager
 def only_rows(
-    head: nn.Module, label_rows: Tensor, block: nn.Module | None, mask: Any
+    head: nn.Module,
+    label_rows: Tensor,
+    block: nn.Module | None,
+    mask: Any,
+    around: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Iterator[None]:
     """Let the LM head, and ``block`` if given, compute the label rows alone, inside the LLM's own
     forward: soft caps, scales and whatever else a family does to its logits stay in place.
@@ -79,6 +83,7 @@ def only_rows(
         label_rows: [R] int64 into B * T.
         block: the last block, or None where its other outputs are read or it does not pay.
         mask: of the block's label rows over all keys, from ``mask_of_rows``.
+        around: entered while the block computes the label rows.
     """
     done: list[bool] = []  # whether the block has chosen the rows already
 
@@ -100,7 +105,8 @@ def only_rows(
             done.append(True)
         chosen = _choose(kwargs, len(hidden_BTD), label_rows)
         chosen |= {"attention_mask": mask, "past_key_values": _Give(take.states)}
-        return forward(_rows(hidden_BTD, label_rows), **chosen)
+        with around():
+            return forward(_rows(hidden_BTD, label_rows), **chosen)
 
     handle = head.register_forward_pre_hook(select)
     with _forward_of(block, rows_of_block):

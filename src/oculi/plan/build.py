@@ -25,7 +25,7 @@ from oculi.recipe import (
     Stage,
     TowerSpec,
 )
-from oculi.training.build import DTYPES, add_lora, cast
+from oculi.training.build import DTYPES, add_lora, add_routed_lora, cast
 from oculi.training.module import TrainModule, canonical_parameters, freeze, learning_rates
 from oculi.training.optim import muon_matrices
 
@@ -80,11 +80,12 @@ def meta_stages(recipe: Recipe) -> Iterator[MetaStage]:
 
 
 def meta_model(spec: ModelSpec) -> OculiForConditionalGeneration:
-    """The recipe's model without LoRA, in the recipe's dtype, on the meta device.
+    """The recipe's model without mergeable LoRA, in the recipe's dtype, on the meta device.
 
     Raises:
         CheckpointError: a configuration is not there.
-        RecipeError: the vision part does not fit what starts it, or the LLM has blocks that cannot see.
+        RecipeError: the vision part does not fit what starts it, or the LLM has blocks that cannot see
+            or no place for routed LoRA.
     """
     text_config = llm_config(spec.llm)
     vision_config = _vision_config(spec.vision)
@@ -95,6 +96,7 @@ def meta_model(spec: ModelSpec) -> OculiForConditionalGeneration:
             )
         except ValueError as error:
             raise RecipeError(f"model.llm: {error}") from None
+        add_routed_lora(model, spec, seed=0)
     model.llm.set_attn_implementation("sdpa")  # as many products as flex attention's
     cast(model, DTYPES[spec.dtype])
     return model

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+TEACHER = "teacher"
 ADAMW_STATES, MUON_STATES = 2, 1  # tensors of a parameter's own dtype
 
 
@@ -34,6 +35,8 @@ class Memory:
         adamw, muon: states of the two optimizers, a sum over parts.
         copies: low-precision copies of weights that autocast makes.
         per_sample: what autograd keeps of one sample. samples: that are in the model at once.
+        share: GPUs that one copy of all parts but ``teacher`` lies on (``training/parallel.py``).
+        gathered: of a copy that is split, what is whole at once: two blocks, and all that is no block.
     """
 
     parts: Mapping[str, PartMemory]
@@ -42,11 +45,24 @@ class Memory:
     copies: int
     per_sample: int
     samples: int
+    share: int = 1
+    gathered: int = 0
+
+    @property
+    def own(self) -> int:
+        """This GPU's share of what is split."""
+        whole = sum(part.total for name, part in self.parts.items() if name != TEACHER)
+        return -(-whole // self.share)
+
+    @property
+    def frozen(self) -> int:
+        """What every GPU holds whole: teachers."""
+        return self.parts.get(TEACHER, PartMemory()).total
 
     @property
     def fixed(self) -> int:
         """What does not depend on the number of samples."""
-        return sum(part.total for part in self.parts.values()) + self.copies
+        return self.own + self.frozen + self.gathered + self.copies
 
     @property
     def total(self) -> int:
@@ -69,6 +85,8 @@ class Memory:
             "activations": self.per_sample * self.samples,
             "activations_per_sample": self.per_sample,
             "samples_at_once": self.samples,
+            "share": self.share,
+            "gathered": self.gathered,
             "total": self.total,
         }
 
@@ -81,6 +99,8 @@ def memory_of(
     copies: int,
     per_sample: int,
     samples: int,
+    share: int = 1,
+    gathered: int = 0,
 ) -> Memory:
     """The memory of a stage.
 
@@ -88,7 +108,7 @@ def memory_of(
         parts: part of every parameter; those that require a gradient are trained.
         muon: those that Muon updates.
         teachers: frozen models outside of them.
-        copies, per_sample, samples: see ``Memory``.
+        copies, per_sample, samples, share, gathered: see ``Memory``.
     """
     by_muon = {id(parameter) for parameter in muon}
     found: dict[str, PartMemory] = {}
@@ -104,5 +124,23 @@ def memory_of(
         )
     frozen = sum(parameter.nbytes for teacher in teachers for parameter in teacher.parameters())
     if frozen:
-        found["teacher"] = PartMemory(frozen)
-    return Memory(found, states[False], states[True], copies, per_sample, samples)
+        found[TEACHER] = PartMemory(frozen)
+    return Memory(found, states[False], states[True], copies, per_sample, samples, share, gathered)
+
+
+def gathered_bytes(blocks: Sequence[nn.Module], module: nn.Module, low: bool) -> int:
+    """Bytes of parameters that a GPU has whole at once, of a module that is split block by block.
+
+    Args:
+        blocks: that are gathered one after the other; the next while one computes.
+        module: with all that is gathered for the whole step besides.
+        low: blocks are gathered in bfloat16.
+    """
+    sizes = [sum(_gathered(p, low) for p in block.parameters()) for block in blocks]
+    inside = {id(p) for block in blocks for p in block.parameters()}
+    rest = sum(p.nbytes for p in module.parameters() if id(p) not in inside)
+    return sum(sorted(sizes)[-2:]) + rest
+
+
+def _gathered(parameter: nn.Parameter, low: bool) -> int:
+    return parameter.numel() * min(parameter.element_size(), 2 if low else parameter.element_size())

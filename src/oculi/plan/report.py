@@ -13,6 +13,7 @@ from oculi.plan.sample import picture_grid
 from oculi.plan.stage import StagePlan, plan_stage
 from oculi.plan.text import duration, si, stage_lines
 from oculi.recipe import Recipe
+from oculi.training.parallel import part_of
 
 DEFAULT_GPU = "h200"
 TEXT_TOKENS = 128
@@ -54,9 +55,9 @@ class Plan:
                 f"no measurement of {self.gpu.name} is known here: 80 % of its data sheet are taken"
             )
         if self.gpus > 1:
-            said.append(
-                f"each of {self.gpus} GPUs holds everything, and exchanging gradients takes no time"
-            )
+            share = self.stages[0].memory.share
+            held = "everything" if share == 1 else f"1/{share} of all but teachers, as shard says"
+            said.append(f"each of {self.gpus} GPUs holds {held}, and exchange takes no time")
         if self.recipe.model.attention == "eager":
             said.append(
                 "attention is a fused kernel, not the eager one, which computes and keeps all scores"
@@ -117,7 +118,8 @@ def plan(
         image: width and height of the sample's picture in pixels; None: the largest it takes.
 
     Raises:
-        RecipeError: there is no such GPU, a sample is too long for a stage, or parts do not fit.
+        RecipeError: there is no such GPU, the recipe's shard does not divide their number, a sample is
+            too long for a stage, or parts do not fit.
         CheckpointError: a configuration is neither shipped with oculi nor in a folder.
     """
     chosen = find_gpu(gpu)
@@ -125,9 +127,10 @@ def plan(
         raise RecipeError(
             "a plan needs at least one GPU, one text token, and a picture of one pixel"
         )
+    share = part_of(recipe.shard, gpus)
     grid = picture_grid(recipe.model, image)
     stages = [
-        plan_stage(meta, recipe.model, number, grid, text_tokens, chosen, gpus)
+        plan_stage(meta, recipe.model, number, grid, text_tokens, chosen, gpus, share)
         for number, meta in enumerate(meta_stages(recipe))
     ]
     return Plan(recipe, chosen, gpus, stages)

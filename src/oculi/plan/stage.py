@@ -17,7 +17,7 @@ from oculi.plan.attention import Autocast
 from oculi.plan.build import MetaStage
 from oculi.plan.gpus import Gpu
 from oculi.plan.kept import Kept
-from oculi.plan.memory import Memory, memory_of
+from oculi.plan.memory import Memory, gathered_bytes, memory_of
 from oculi.plan.products import Products
 from oculi.plan.sample import attended_pairs, sample_batch, samples_at_once
 from oculi.recipe import ModelSpec
@@ -155,13 +155,14 @@ def plan_stage(
     text: int,
     gpu: Gpu,
     gpus: int,
+    share: int = 1,
 ) -> StagePlan:
     """Count a stage.
 
     Args:
         meta: its modules. spec: of the model. number: of the stage, for messages.
         grid, text: of the sample, see ``sample_batch``.
-        gpu, gpus: to compute on.
+        gpu, gpus: to compute on. share: how many of them hold one copy of the model.
 
     Raises:
         RecipeError: the sample is too long for the stage, or the LLM has what cannot be counted.
@@ -178,6 +179,11 @@ def plan_stage(
     batch = sample_batch(grid, text, spec.vision.patch_size, "meta")
     products, kept = _count(meta, parts, pairs, batch), _keep(meta, batch)
     muon = [meta.trained[name] for name in meta.muon]
+    copies, gathered = kept.copies, 0
+    if share > 1:
+        low = stage.precision == "bfloat16"
+        gathered = gathered_bytes(list(meta.module.model.blocks), meta.module, low)
+        copies = _copies_outside_blocks(meta, low)
     return StagePlan(
         name=stage.name,
         steps=stage.steps,
@@ -191,7 +197,8 @@ def plan_stage(
         macs={part: Macs(n, products.backward.get(part, 0)) for part, n in products.forward.items()},
         memory=memory_of(
             parts, muon, meta.teachers.values(),
-            copies=kept.copies, per_sample=kept.activations, samples=samples,
+            copies=copies, per_sample=kept.activations, samples=samples,
+            share=share, gathered=gathered,
         ),
         gpu=gpu,
         gpus=gpus,
@@ -231,6 +238,13 @@ def _keep(meta: MetaStage, batch: Batch) -> Kept:
     kept.measure()
     del loss
     return kept
+
+
+def _copies_outside_blocks(meta: MetaStage, low: bool) -> int:
+    """Bytes that autocast copies where blocks are gathered in its dtype: trained matrices elsewhere."""
+    inside = {id(p) for block in meta.module.model.blocks for p in block.parameters()}
+    kept = [p for p in meta.trained.values() if p.ndim == 2 and id(p) not in inside]
+    return sum(2 * p.numel() for p in kept) if low else 0
 
 
 def _ones(module: TrainModule) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from oculi.plan.memory import PartMemory
+from oculi.plan.memory import Memory, PartMemory
 from oculi.plan.stage import DAY, MODEL_PARTS, Macs, StagePlan
 
 # Parts in the order of the table; objectives' own parameters come behind them.
@@ -24,11 +24,10 @@ def stage_lines(number: int, stage: StagePlan) -> Iterator[str]:
     )
     yield from _table(stage)
     memory = stage.memory
-    copies = f" + {si(memory.copies)}B of autocast's copies" if memory.copies else ""
     room = memory.samples_in(stage.gpu.memory)
     verdict = "fits" if stage.fits else "does not fit"
     yield (
-        f"  memory: {si(memory.fixed - memory.copies)}B{copies} + {memory.samples:,} samples at once x "
+        f"  memory: {_held(memory)} + {memory.samples:,} samples at once x "
         f"{si(memory.per_sample)}B = {si(memory.total)}B: {verdict}"
         + (f", {room:,} would" if room else "")
     )
@@ -38,6 +37,14 @@ def stage_lines(number: int, stage: StagePlan) -> Iterator[str]:
         f"{rate * stage.tokens:,.0f} tokens/s; at least {duration(stage.batch / rate / DAY)} a step, "
         f"{duration(stage.days)} in all"
     )
+
+
+def _held(memory: Memory) -> str:
+    """What does not grow with the samples; of a split model, this GPU's part and what is whole on it."""
+    copies = f" + {si(memory.copies)}B of autocast's copies" if memory.copies else ""
+    if memory.share == 1:
+        return f"{si(memory.own + memory.frozen)}B{copies}"
+    return f"{si(memory.own)}B (1/{memory.share}) + {si(memory.fixed - memory.own)}B whole"
 
 
 def _table(stage: StagePlan) -> Iterator[str]:

@@ -36,7 +36,7 @@ def vora_tiny() -> Recipe:
         length=640,
         pack_length=256,
         micro_rows=64,
-        single_turns=0.8,
+        single_turns=0.9,
         objectives=(LmSpec(), DistillSpec(teacher=TEACHER, mode="block")),
         lr=2e-3,
         warmup_steps=100,

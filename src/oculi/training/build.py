@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -14,6 +17,7 @@ from oculi.model import (
     OculiProcessor,
 )
 from oculi.model.lora import inject_lora
+from oculi.model.routed_oculi import IMAGE
 from oculi.recipe import ModelSpec
 from oculi.training.vision import mean_and_deviation, vision_start
 
@@ -39,6 +43,8 @@ def build_model(
 ) -> OculiForConditionalGeneration:
     """The LLM with its weights and a new vision part, started from ``vision.init_from`` if that is set.
 
+    Routed LoRA is in it, as it is part of the model; mergeable LoRA is what a stage adds.
+
     Args:
         spec: what to build.
         processor: gives the image token.
@@ -46,7 +52,7 @@ def build_model(
 
     Raises:
         RecipeError: the vision part and the checkpoint that should start it have different shapes, it
-            has no such layer, or the LLM has blocks that cannot see.
+            has no such layer, the LLM has blocks that cannot see, or no place for routed LoRA.
         CheckpointError: a checkpoint is not there, damaged or lacks weights.
     """
     torch.manual_seed(seed)
@@ -81,6 +87,7 @@ def build_model(
     if processor.image_token_id < llm.config.vocab_size:
         model.generation_config.suppress_tokens = [processor.image_token_id]
     start.load(model.vision, spec.vision.init_from)
+    add_routed_lora(model, spec, seed)
     return model
 
 
@@ -95,14 +102,27 @@ def cast(model: OculiForConditionalGeneration, dtype: torch.dtype) -> None:
 
 
 def add_lora(model: OculiForConditionalGeneration, spec: ModelSpec, seed: int) -> None:
-    """Inject the recipe's LoRA; its A matrices depend on ``seed`` alone.
+    """Inject the recipe's LoRA, unless it is routed; its A matrices depend on ``seed`` alone.
 
     Raises:
         RecipeError: a target or a block does not exist.
     """
-    assert spec.lora is not None
+    if (lora := spec.lora) is not None and not lora.routed:
+        with _lora_of_recipe(seed):
+            inject_lora(model.llm, lora.rank, lora.blocks, lora.targets)
+
+
+def add_routed_lora(model: OculiForConditionalGeneration, spec: ModelSpec, seed: int) -> None:
+    """Add the recipe's LoRA if it is routed; see ``add_lora``."""
+    if (lora := spec.lora) is not None and lora.routed:
+        with _lora_of_recipe(seed):
+            model.add_routed_lora(IMAGE, lora.rank, lora.blocks, lora.targets)
+
+
+@contextmanager
+def _lora_of_recipe(seed: int) -> Iterator[None]:
     torch.manual_seed(seed)
     try:
-        inject_lora(model.llm, spec.lora.rank, spec.lora.blocks, spec.lora.targets)
+        yield
     except ValueError as error:
         raise RecipeError(f"model.lora: {error}") from None

@@ -2,8 +2,10 @@
 
 ``checkpoints/step-N/`` holds ``tensors.safetensors`` (every tensor that training has changed, by
 canonical name), ``optimizer.pt``, ``state.json`` and ``MANIFEST.json`` with the SHA-256 of each file
-and of itself. The base model is not copied; its fingerprint is, and a merge or a resume on another
-base is refused. ``training/saver.py`` writes checkpoints while training goes on.
+and of itself. Several ranks write ``shards/`` and ``optimizer.json`` in place of the first two
+(``training/shards.py``); either kind is read by any number of ranks. The base model is not copied; its
+fingerprint is, and a merge or a resume on another base is refused. ``training/saver.py`` writes
+checkpoints while training goes on.
 """
 
 from __future__ import annotations
@@ -26,9 +28,13 @@ from oculi import durable
 from oculi.errors import CheckpointError, NoUsableCheckpointError
 from oculi.model import OculiForConditionalGeneration
 from oculi.model.lora import canonical_name
+from oculi.training import shards
+from oculi.training.optim import Optimizers
+from oculi.training.parallel import fit_state
+from oculi.training.ranks import ALONE, Ranks
 
 MANIFEST = "MANIFEST.json"
-FILES = ("tensors.safetensors", "optimizer.pt", "state.json")
+STATE, WHOLE = "state.json", ("tensors.safetensors", "optimizer.pt")
 
 
 @dataclass(frozen=True)
@@ -106,40 +112,66 @@ def save(
     tensors: Mapping[str, Tensor],
     optimizer: Mapping[str, Any],
     before_commit: Callable[[], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Path:
     """Write ``folder/step-N``; it appears under that name only when it is complete and on the disk.
 
     Args:
         folder: the run's ``checkpoints``.
-        state, tensors: see ``State``.
+        state, tensors: see ``State``; tensors may be split over the ranks.
         optimizer: the optimizer's ``state_dict``.
-        before_commit: called when all is written, and before it has its name.
+        before_commit: called on rank 0 when all is written, and before it has its name.
+        ranks: that all call this, from the thread that saves.
 
     Raises:
         OSError, RuntimeError, SafetensorError: it cannot be written; ``durable.disk_errors`` says why.
+        ElsewhereError: another rank cannot write.
     """
     final = folder / f"step-{state.total_steps:07d}"
     partial = final.with_suffix(durable.PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    durable.reach("write", partial / "tensors.safetensors")
-    save_file(contiguous, partial / "tensors.safetensors")
-    durable.reach("write", partial / "optimizer.pt")
-    with (partial / "optimizer.pt").open("wb") as file:  # given a path, torch hides what went wrong
-        torch.save(dict(optimizer), file)
-    durable.reach("write", partial / "state.json")
-    (partial / "state.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
-    files = {name: _entry(partial / name) for name in FILES}
-    durable.reach("write", partial / MANIFEST)
-    (partial / MANIFEST).write_text(_manifest_text(files), encoding="utf-8")
-    durable.sync_tree(partial)
-    if before_commit is not None:
-        before_commit()
-    durable.discard(final)
-    durable.move(partial, final)
-    durable.reach("committed", final)
+
+    def begin() -> None:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+
+    def write() -> dict[str, dict[str, Any]]:
+        if ranks.alone:
+            names = _write_whole(partial, tensors, optimizer)
+        else:
+            names = shards.write(partial, tensors, optimizer, ranks)
+        if ranks.first:
+            durable.reach("write", partial / STATE)
+            (partial / STATE).write_text(json.dumps(asdict(state)), encoding="utf-8")
+            names.append(STATE)
+        return {name: _entry(partial / name) for name in names}
+
+    def commit() -> None:
+        durable.reach("write", partial / MANIFEST)
+        (partial / MANIFEST).write_text(_manifest_text(files), encoding="utf-8")
+        durable.sync_tree(partial)
+        if before_commit is not None:
+            before_commit()
+        durable.discard(final)
+        durable.move(partial, final)
+        durable.reach("committed", final)
+
+    ranks.first_does(begin, saving=True)
+    found = ranks.gather(ranks.all_do(write, saving=True), saving=True)
+    files = {name: entry for of_rank in found for name, entry in of_rank.items()}
+    ranks.first_does(commit, saving=True)
     return final
+
+
+def _write_whole(
+    folder: Path, tensors: Mapping[str, Tensor], optimizer: Mapping[str, Any]
+) -> list[str]:
+    contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    durable.reach("write", folder / WHOLE[0])
+    save_file(contiguous, folder / WHOLE[0])
+    durable.reach("write", folder / WHOLE[1])
+    with (folder / WHOLE[1]).open("wb") as file:  # given a path, torch hides what went wrong
+        torch.save(dict(optimizer), file)
+    return list(WHOLE)
 
 
 def _entry(path: Path) -> dict[str, Any]:
@@ -231,23 +263,26 @@ def load(path: Path, verified: bool = False) -> tuple[State, dict[str, Tensor]]:
     """
     if not verified:
         verify(path)
-    return load_state(path), load_file(path / "tensors.safetensors")
+    if shards.is_sharded(path):
+        return load_state(path), shards.read_tensors(path)
+    return load_state(path), load_file(path / WHOLE[0])
 
 
 def load_state(path: Path) -> State:
     """The state alone, not verified; raises CheckpointError."""
     try:
-        return State(**json.loads((path / "state.json").read_text(encoding="utf-8")))
+        return State(**json.loads((path / STATE).read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}/state.json cannot be read: {error}") from None
+        raise CheckpointError(f"{path}/{STATE} cannot be read: {error}") from None
 
 
-def load_optimizer(path: Path) -> dict[str, Any]:
-    """Optimizer state of a verified checkpoint; no code in it is run."""
-    loaded: dict[str, Any] = torch.load(
-        path / "optimizer.pt", weights_only=True, map_location="cpu"
-    )
-    return loaded
+def load_optimizer(path: Path, optimizer: Optimizers) -> None:
+    """Take up the optimizer's state of a verified checkpoint; no code in it is run."""
+    if shards.is_sharded(path):
+        state = shards.read_optimizer(path, optimizer)
+    else:
+        state = torch.load(path / WHOLE[1], weights_only=True, map_location="cpu", mmap=True)
+    optimizer.load_state_dict(fit_state(state, optimizer))
 
 
 def verify(path: Path) -> None:
@@ -261,9 +296,11 @@ def problem(path: Path) -> str | None:
     entries = _read_manifest(path / MANIFEST)
     if entries is None:
         return f"{path} has no readable {MANIFEST}: it is no checkpoint, or damaged"
-    for name in FILES:
+    needed = (shards.GROUPS,) if shards.GROUPS in entries else WHOLE
+    for name in (STATE, *needed):
         if name not in entries:
             return f"{path}/{MANIFEST} does not list {name}"
+    for name in entries:
         try:
             if _sha256(path / name) != entries[name]:
                 return f"{path / name} is damaged (its SHA-256 is not the manifest's)"
@@ -271,6 +308,9 @@ def problem(path: Path) -> str | None:
             return f"{path / name} is missing"
         except OSError as error:
             return f"{path / name} cannot be read: {error.strerror}"
+    for file in (path / shards.FOLDER).glob("*"):
+        if f"{shards.FOLDER}/{file.name}" not in entries:
+            return f"{file} is not in the manifest"
     state = load_state(path)
     if state.total_steps != _step(path):
         return f"{path} holds step {state.total_steps}: it is a copy of another checkpoint"

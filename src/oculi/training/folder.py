@@ -20,7 +20,7 @@ LEFT_BY_FAILURE = (
     "recipe.yaml", METRICS, EVENTS, BAD_SAMPLES, "report.html", "index", "tensorboard",
 )  # fmt: skip
 # They may be another on a resume: what is learnt does not depend on them.
-FREE = ("keep_last", "keep_every")
+FREE = ("shard", "keep_last", "keep_every")
 FREE_IN_STAGES = (
     "workers", "worker_timeout", "log_every", "checkpoint_every", "non_finite", "max_skips",
 )  # fmt: skip

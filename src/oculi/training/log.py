@@ -115,6 +115,31 @@ class RunLog:
                 self._board.close()
 
 
+class SilentLog(RunLog):
+    """Of a rank that is not the first: writes nothing and says nothing."""
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+
+    def record(self, entry: dict[str, Any], total_steps: int) -> None: ...
+
+    def event(self, kind: str, stage: str, step: int, **what: Any) -> None: ...
+
+    def bad_sample(self, stage: str, step: int, **what: Any) -> None: ...
+
+    def sync(self) -> None: ...
+
+    def rewind(self, keep: Callable[[dict[str, Any]], bool]) -> None: ...
+
+    def start_stage(self) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
 def _kept(path: Path, keep: Callable[[dict[str, Any]], bool]) -> str:
     kept = []
     # After a power cut the end of a file may be anything.

@@ -57,15 +57,16 @@ class TrainModule(nn.Module):
         return list(self.objectives.values())  # type: ignore[arg-type]
 
     def counts(self, batches: Sequence[Batch]) -> dict[str, int]:
-        """Units of each objective over a whole step; at least 1, so that an empty term is 0."""
-        return {t.name: max(1, sum(t.count(batch) for batch in batches)) for t in self.terms()}
+        """Units of each objective over some micro-batches."""
+        return {term.name: sum(term.count(batch) for batch in batches) for term in self.terms()}
 
     def forward(self, batch: Batch, counts: Mapping[str, int]) -> dict[str, Tensor]:
         """Each objective's share of the step's loss, unweighted: scalars that add up over batches.
 
         Args:
             batch: one micro-batch on the model's device.
-            counts: units of the whole step, from ``counts``.
+            counts: units of the whole step, over all micro-batches and ranks; a term
+                without any is 0.
         """
         prepared = {term.name: term.prepare(batch) for term in self.terms()}
         taps: dict[int, Reducer] = {}
@@ -76,7 +77,7 @@ class TrainModule(nn.Module):
             taps.update(wanted)
         output = self.model(**batch.model_inputs(), taps=taps or None)
         return {
-            term.name: term.total(output, batch, prepared[term.name]) / counts[term.name]
+            term.name: term.total(output, batch, prepared[term.name]) / max(1, counts[term.name])
             for term in self.terms()
         }
 

@@ -25,6 +25,10 @@ class Optimizers:
         """The groups of all parts, one after the other."""
         return [group for part in self.parts for group in part.param_groups]
 
+    def members(self) -> list[list[nn.Parameter]]:
+        """The parameters of each part, in the order of its state."""
+        return [[p for group in part.param_groups for p in group["params"]] for part in self.parts]
+
     def step(self) -> None:
         """Update every parameter once."""
         for part in self.parts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -28,12 +28,14 @@ from oculi.recipe import Recipe, Stage
 from oculi.training import checkpoint as ckpt
 from oculi.training.build import DTYPES, add_lora, build_model, build_processor, cast
 from oculi.training.folder import check_folder, keep_recipe, lock, writable
-from oculi.training.log import RunLog
+from oculi.training.log import RunLog, SilentLog
 from oculi.training.loop import run_stage
 from oculi.training.module import TrainModule, canonical_parameters, freeze, learning_rates
 from oculi.training.monitor import Monitor
 from oculi.training.optim import make_optimizer
+from oculi.training.parallel import part_of, split, whole_on_cpu
 from oculi.training.preflight import check_stages
+from oculi.training.ranks import ALONE, ElsewhereError, Ranks, ranks_of_launcher
 from oculi.training.saver import Saver
 from oculi.training.signals import Interrupt, Stopped, Stopper
 
@@ -61,22 +63,27 @@ def train(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) 
         NoUsableCheckpointError: there are checkpoints, and all are damaged.
         DataError, CheckpointError, LoaderError, NonFiniteError: see the parts.
     """
-    with Stopper() as stopper, writable(out):
+    with Stopper() as stopper, ranks_of_launcher() as ranks, writable(out):
         try:
-            _train(recipe, out, resume, quiet, stopper)
+            _train(recipe, out, resume, quiet, stopper, ranks)
         except Interrupt:
             last = ckpt.newest(out / "checkpoints")
             where = f"go on from {last} with --resume" if last else "nothing was saved yet"
-            said = f"stopped by {stopper.name}: {where}"
-            raise Stopped(said, stopper.number or 0) from None
+            stopped = Stopped(f"stopped by {stopper.name}: {where}", stopper.number or 0)
+            if ranks.first:
+                raise stopped from None
+            raise ElsewhereError(str(stopped), stopped.exit_code) from None
     return out
 
 
-def _train(recipe: Recipe, out: Path, resume: bool, quiet: bool, stopper: Stopper) -> None:
-    check_folder(out, resume)
-    with lock(out):
-        keep_recipe(recipe, out, resume)
-        run = Run(recipe, out, quiet, stopper)
+def _train(
+    recipe: Recipe, out: Path, resume: bool, quiet: bool, stopper: Stopper, ranks: Ranks
+) -> None:
+    part_of(recipe.shard, ranks.count)
+    ranks.first_does(lambda: check_folder(out, resume))
+    with lock(out) if ranks.first else nullcontext():
+        ranks.first_does(lambda: keep_recipe(recipe, out, resume))
+        run = Run(recipe, out, quiet, stopper, ranks)
         try:
             run.start(resume)
             for number in range(run.stage, len(recipe.stages)):
@@ -103,12 +110,13 @@ class Run:
     processor: OculiProcessor
 
     def __init__(
-        self, recipe: Recipe, out: Path, quiet: bool = False, stopper: Stopper | None = None
-    ) -> None:
+        self, recipe: Recipe, out: Path, quiet: bool = False, stopper: Stopper | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:  # fmt: skip
         self.recipe, self.out, self.stopper = recipe, out, stopper or Stopper()
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.log = RunLog(out, quiet)
-        self.saver = Saver(out / "checkpoints", recipe.keep_last, recipe.keep_every)
+        self.ranks, self.device = ranks, ranks.device
+        self.log = RunLog(out, quiet) if ranks.first else SilentLog(out)
+        self.saver = Saver(out / "checkpoints", recipe.keep_last, recipe.keep_every, ranks)
         self.monitor = Monitor()
         self.base = ""
         self.base_tensors: dict[str, str] = {}
@@ -120,14 +128,7 @@ class Run:
 
     def start(self, resume: bool) -> None:
         """Build the model: new, or as a checkpoint left it. Then look at all that will be done."""
-        folder, broken = self.out / "checkpoints", list[str]()
-        checkpoint = ckpt.newest_valid(folder, broken.append) if resume else None
-        durable.clean(folder)
-        for line in broken:
-            self.log.warn(line)
-        if checkpoint is not None:
-            ckpt.set_aside(folder, checkpoint)
-            ckpt.prune(folder, self.recipe.keep_last, self.recipe.keep_every)  # or a kill skips it
+        checkpoint, broken = self.ranks.first_does(lambda: self._newest(resume))
         if checkpoint is None:
             self._new_model()
         else:
@@ -142,6 +143,24 @@ class Run:
         )
         for line in broken:
             self.log.event("damaged checkpoint", here, self.step, what=line)
+        # What rank 0 has measured, the others find in the index.
+        self.ranks.first_does(self._check_stages)
+        if not self.ranks.first:
+            self._check_stages()
+
+    def _newest(self, resume: bool) -> tuple[Path | None, list[str]]:
+        """The checkpoint to go on from, and what is wrong with newer ones; also tidies the folder."""
+        folder, broken = self.out / "checkpoints", list[str]()
+        checkpoint = ckpt.newest_valid(folder, broken.append) if resume else None
+        durable.clean(folder)
+        for line in broken:
+            self.log.warn(line)
+        if checkpoint is not None:
+            ckpt.set_aside(folder, checkpoint)
+            ckpt.prune(folder, self.recipe.keep_last, self.recipe.keep_every)  # or a kill skips it
+        return checkpoint, broken
+
+    def _check_stages(self) -> None:
         check_stages(
             self.recipe, self.stage, self.model, self.processor, self.out / "index", self._measuring
         )
@@ -155,10 +174,7 @@ class Run:
         self.stage, self.step, self._seconds = state.stage, state.step, state.seconds
         self.monitor = Monitor(state.monitor)
         self.optimizer_from = checkpoint
-        if folder := ckpt.stage_folder(self.out, state.base):
-            self._from_folder(folder)
-        else:
-            self._new_model(lora=state.lora)
+        self._rebuild(state.base, state.lora)
         ckpt.check_base(self.base_tensors, state.base_tensors, self.base)
         self.log.say(f"resuming at step {self.step} of stage {self.recipe.stages[self.stage].name}")
 
@@ -166,25 +182,38 @@ class Run:
         """Train one stage, then merge, export and evaluate as it says."""
         stage = self.recipe.stages[number]
         self.stage = number
+        self._train_stage(number, stage)
+        self.saver.wait()
+        if not self.ranks.alone:
+            self._join()
+        with self.stopper.interruptible():  # a signal may have been heard during the last step
+            self._finish_stage(number, stage)
+        self.step, self.monitor = 0, Monitor()
+
+    def _train_stage(self, number: int, stage: Stage) -> None:
         torch.manual_seed(stage_seed(self.recipe.seed, number))  # of new heads
         terms = build_objectives(stage.objectives, self.model)
         module = TrainModule(self.model, terms, stage.checkpointing)
         names = list(canonical_parameters(module))
         where = f"stages.{number}.trainable"
         rates = learning_rates(names, stage.trainable, stage.lr, where)
-        parameters = freeze(module, rates)
+        freeze(module, rates)
         self._restore(module)
+        self.log.say(_summary(number, stage, module))
+        split(module, self.ranks, self.recipe.shard, DTYPES[stage.precision])
         module.place(self.device, DTYPES[stage.precision], stage.compile)
+        tensors = canonical_parameters(module)
+        parameters = {name: tensors[name] for name in rates}
         optimizer = make_optimizer(parameters, rates, stage)
         if self.optimizer_from is not None:
-            optimizer.load_state_dict(ckpt.load_optimizer(self.optimizer_from))
+            ckpt.load_optimizer(self.optimizer_from, optimizer)
             self.optimizer_from = None
-        (self.out / f"trainable-{number}-{stage.name}.txt").write_text("\n".join(rates) + "\n")
-        self.log.say(_summary(number, stage, module, parameters))
+        if self.ranks.first:
+            names_file = self.out / f"trainable-{number}-{stage.name}.txt"
+            names_file.write_text("\n".join(rates) + "\n")
 
         def checkpoint(step: int) -> None:
             self.step = step
-            tensors = canonical_parameters(module)
             self.carried = {
                 name: tensors[name] for name in {**self.carried, **rates} if name in tensors
             }
@@ -196,24 +225,21 @@ class Run:
                 module, stage, self._steps(stage, number), optimizer, list(parameters.values()),
                 self.device, self.log, start=self.step, steps_before=self._steps_before(number),
                 on_checkpoint=checkpoint, on_step=self.saver.check, monitor=self.monitor,
-                stopper=self.stopper,
+                stopper=self.stopper, ranks=self.ranks,
             )  # fmt: skip
-        self.saver.wait()
-        with self.stopper.interruptible():  # a signal may have been heard during the last step
-            self._finish_stage(number, stage)
-        self.step, self.monitor = 0, Monitor()
 
     def close(self) -> None:
         """Let go of files and threads, and report; what fails here has been said before."""
         self.saver.close()
         self.log.close()
-        with suppress(OSError):
-            write_report(self.out)
+        if self.ranks.first:
+            with suppress(OSError):
+                write_report(self.out)
 
     def _report(self) -> None:
         """Rewrite the report, unless that would keep the training waiting too often."""
         began = time.monotonic()
-        if began - self._reported < self._report_took / REPORT_SHARE:
+        if not self.ranks.first or began - self._reported < self._report_took / REPORT_SHARE:
             return
         try:
             write_report(self.out)
@@ -222,28 +248,48 @@ class Run:
         self._reported = time.monotonic()
         self._report_took = self._reported - began
 
+    def _join(self) -> None:
+        """Put the whole model together on every rank: what it was built from, and what has changed.
+
+        A split module does not become whole in place. So rank 0 merges and exports what a resume from
+        the last checkpoint would build.
+        """
+        self.carried = whole_on_cpu(self.carried)
+        lora = has_lora(self.model)
+        self._rebuild(self.base, lora)
+        self._restore(TrainModule(self.model, []))
+        if self.ranks.first:
+            self.model.to(self.device)
+
     def _finish_stage(self, number: int, stage: Stage) -> None:
+        """Rank 0 merges, exports and evaluates; then all go on from what it has exported."""
         durable.reach("finish")
+        exported = stage.merge_lora or not has_lora(self.model)
+        self.ranks.first_does(lambda: self._export_and_score(number, stage))
+        if exported:
+            folder = self._folder(number)
+            trained = ckpt.tensor_hashes(self.model) if self.ranks.first else None
+            self._from_folder(folder)  # save, rebuild: the next stage starts as a new process would
+            if trained is not None:
+                self._check_export(folder, trained)
+            self.carried = {}
+        durable.reach("finished")
+
+    def _export_and_score(self, number: int, stage: Stage) -> None:
         if stage.merge_lora:
             difference = fold(self.model, self.recipe)
             durable.reach("folded")
             self.log.say(
                 f"merged LoRA into the LLM; the largest change of a logit is {difference:.1e}"
             )
-        folder, exported = self._folder(number), not has_lora(self.model)
-        if exported:
+        if not has_lora(self.model):
+            folder = self._folder(number)
             cast(self.model, DTYPES[self.recipe.model.dtype])
             if not folder.exists():
                 name = f"{self.recipe.name}, after {stage.name}"
                 export(self.model, self.processor, folder, name, self.recipe.summary)
             self.log.say(f"exported {folder}")
         self._evaluate(stage)
-        if exported:
-            trained = ckpt.tensor_hashes(self.model)
-            self._from_folder(folder)  # save, rebuild: the next stage starts as a new process would
-            self._check_export(folder, trained)
-            self.carried = {}
-        durable.reach("finished")
 
     def _check_export(self, folder: Path, trained: dict[str, str]) -> None:
         """Raises CheckpointError if the folder is not what was trained, as after a bit flip."""
@@ -286,6 +332,13 @@ class Run:
         if spec.lora is not None and lora:
             add_lora(self.model, spec, self.recipe.seed)
 
+    def _rebuild(self, base: str, lora: bool) -> None:
+        """The model that changes are made to: an exported stage, or that of the recipe."""
+        if folder := ckpt.stage_folder(self.out, base):
+            self._from_folder(folder)
+        else:
+            self._new_model(lora)
+
     def _from_folder(self, folder: Path) -> None:
         self.model, self.processor = load_exported(folder)
         self.model.llm.set_attn_implementation(self.recipe.model.attention)
@@ -312,6 +365,8 @@ class Run:
             single_turns=stage.single_turns,
             plain_turns=stage.plain_turns,
             crop=stage.crop,
+            rank=self.ranks.rank,
+            ranks=self.ranks.count,
         )
 
     def _state(self) -> ckpt.State:
@@ -333,10 +388,8 @@ class Run:
         return self.out / "stages" / f"{number}-{self.recipe.stages[number].name}"
 
 
-def _summary(
-    number: int, stage: Stage, module: TrainModule, parameters: dict[str, torch.nn.Parameter]
-) -> str:
-    trained = sum(p.numel() for p in parameters.values())
+def _summary(number: int, stage: Stage, module: TrainModule) -> str:
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     total = sum(p.numel() for p in module.parameters())
     return (
         f"stage {number}, {stage.name}: {stage.steps} steps of {stage.batch} samples; trains "

@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from oculi import durable
 from oculi.errors import DiskError
 from oculi.training import checkpoint as ckpt
+from oculi.training.parallel import host_copy
+from oculi.training.ranks import ALONE, Ranks
 
 SPARE = 16 * 2**20  # bytes that must stay free beside a checkpoint
 
@@ -29,14 +32,18 @@ class Saver:
     Args:
         folder: the run's ``checkpoints``.
         keep_last, keep_every: see ``checkpoint.prune``.
+        ranks: each of them has a saver, and all save together.
 
     Attributes:
         waited: seconds that training has waited for saves. Memory for one copy of the trained
             parameters and of the optimizer's state is taken while a save is under way.
     """
 
-    def __init__(self, folder: Path, keep_last: int | None, keep_every: int | None) -> None:
+    def __init__(
+        self, folder: Path, keep_last: int | None, keep_every: int | None, ranks: Ranks = ALONE
+    ) -> None:
         self.folder, self.keep_last, self.keep_every = folder, keep_last, keep_every
+        self.ranks = ranks
         self.waited = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="oculi-saver")
         self._pending: Future[None] | None = None
@@ -95,11 +102,14 @@ class Saver:
         try:
             with durable.disk_errors(what, hint):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                self._check_room(what, intact, size_of(tensors) + size_of(optimizer))
-                ckpt.save(self.folder, state, tensors, optimizer, before_commit)
+                size = size_of(tensors) + size_of(optimizer)
+                self.ranks.all_do(lambda: self._check_room(what, intact, size), saving=True)
+                ckpt.save(self.folder, state, tensors, optimizer, before_commit, self.ranks)
         except Exception:
             shutil.rmtree(partial, ignore_errors=True)  # it takes room, and is of no use
             raise
+        if not self.ranks.first:
+            return
         # Not before: until here the old ones are all there is.
         with durable.disk_errors(f"an old checkpoint in {self.folder}"):
             ckpt.prune(self.folder, self.keep_last, self.keep_every)
@@ -116,7 +126,7 @@ class Saver:
 def copied(value: Any) -> Any:
     """The same dictionaries and lists with tensors of their own, on the CPU."""
     if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
+        return host_copy(value)
     if isinstance(value, dict):
         return {key: copied(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -125,7 +135,9 @@ def copied(value: Any) -> Any:
 
 
 def size_of(value: Any) -> int:
-    """Bytes of all tensors in nested dictionaries and lists."""
+    """Bytes of all tensors in nested dictionaries and lists; of what is split, of this rank's part."""
+    if isinstance(value, DTensor):
+        value = value.to_local()
     if isinstance(value, Tensor):
         return value.numel() * value.element_size()
     if isinstance(value, Mapping):

@@ -1,0 +1,22 @@
+"""The built-in ablations, by name."""
+
+from __future__ import annotations
+
+from oculi.ablate.spec import Ablation
+from oculi.ablate.vora_parts import fig5, fig6, fig7, table2
+from oculi.ablate.vora_scaling import scaling
+from oculi.ablate.vora_stability import fig4, rank
+from oculi.errors import AblationError, nearest
+
+ABLATIONS: dict[str, Ablation] = {
+    ablation.name: ablation for ablation in (table2, fig4, rank, fig5, fig6, fig7, scaling)
+}
+
+
+def find_ablation(name: str) -> Ablation:
+    """An ablation by name; raises AblationError with the nearest one."""
+    if name not in ABLATIONS:
+        raise AblationError(
+            f'unknown ablation "{name}"{nearest(name, ABLATIONS)}; there are {", ".join(ABLATIONS)}'
+        )
+    return ABLATIONS[name]

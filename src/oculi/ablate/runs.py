@@ -1,0 +1,182 @@
+"""One run of an ablation: trained to its end once, then measured, both resumable."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from oculi import durable
+from oculi.ablate import metrics
+from oculi.ablate.metrics import Floats
+from oculi.errors import AblationError
+from oculi.recipe import Recipe
+from oculi.recipe import load as load_recipe
+from oculi.training import checkpoint as ckpt
+from oculi.training.folder import first_difference
+from oculi.training.loop import NonFiniteError
+from oculi.training.run import train
+
+SIDE = "ablate"  # folder in a run for what is measured of it here
+QUESTIONS, PICTURES = 1400, 512  # text-only questions; pictures for the cosines
+QUICK_QUESTIONS, QUICK_PICTURES = 14, 8
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one run came to.
+
+    Attributes:
+        values: by metric; one that could not be measured is missing.
+        answers: for exact match, right or wrong question by question.
+        curves: what its pre-training logged, step by step.
+        seconds: of training, over all its resumes.
+        ended: ``finished``, or ``not finite`` for a run that broke off there.
+    """
+
+    values: dict[str, float]
+    answers: dict[str, tuple[bool, ...]]
+    curves: dict[str, Floats]
+    seconds: float
+    ended: str
+
+
+def finish(recipe: Recipe, run: Path) -> bool:
+    """Train a run to its end unless that is done; returns whether anything was left to do.
+
+    Raises:
+        AblationError: the folder holds a run of another recipe.
+        Stopped, DiskError, ...: as ``oculi.train`` does; the next call goes on.
+    """
+    mark = run / SIDE / "ended.json"
+    if mark.exists():
+        old = load_recipe(run / "recipe.yaml").model_dump(mode="json")
+        if changed := first_difference(old, recipe.model_dump(mode="json")):
+            raise AblationError(
+                f"{run} was trained with another recipe: {changed}. Choose another --out (or --runs)"
+            )
+        return False
+    ended = "finished"
+    try:
+        train(recipe, run, resume=(run / "recipe.yaml").exists(), quiet=True)
+    except NonFiniteError:  # a collapse is a result
+        ended = "not finite"
+    _write(mark, {"ended": ended})
+    return True
+
+
+def measure(recipe: Recipe, run: Path, extras: tuple[str, ...], quick: bool) -> Measured:
+    """Collect what a finished run has written, and measure ``extras`` where that is not done yet."""
+    ended = str(_read(run / SIDE / "ended.json")["ended"])
+    finite, stage = ended == "finished", recipe.stages[0]
+    curves = metrics.logged(run, stage.name)
+    losses = curves.get("lm")
+    if losses is None:  # not finite at the first step
+        losses = np.array([])
+    values = metrics.stability(losses, metrics.spikes(run, stage.name), finite)
+    values["samples"] = float(stage.steps * stage.batch)
+    answers: dict[str, tuple[bool, ...]] = {}
+    if finite:
+        values |= {
+            name: metrics.final_mean(curves[key])
+            for name, key in (("loss", "lm"), ("distill", "distill"))
+            if key in curves
+        }
+        _scores(recipe, run, values, answers)
+        for extra in extras:
+            _EXTRAS[extra](recipe, run, quick, values, answers)
+    kept = {k: v for k, v in values.items() if math.isfinite(v)}
+    newest = ckpt.newest(run / "checkpoints")
+    seconds = ckpt.load_state(newest).seconds if newest else 0.0
+    return Measured(kept, answers, curves, seconds, ended)
+
+
+def _scores(
+    recipe: Recipe, run: Path, values: dict[str, float], answers: dict[str, tuple[bool, ...]]
+) -> None:
+    """Exact match of the recipe's evaluations after its last stage: the first, and unseen pairs."""
+    for spec in recipe.evals:
+        name = "pairs" if spec.task.endswith(":pairs") else "score"
+        folder = run / "evals" / f"{recipe.stages[-1].name}-{spec.task.replace(':', '-')}"
+        result = _read(folder / "result.json")
+        values[name] = result["exact"]["score"]
+        if name == "score":
+            values |= {f"score:{k}": group["score"] for k, group in result["groups"].items()}
+        lines = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+        answers[name] = tuple(bool(json.loads(line)["correct"]) for line in lines)
+
+
+def _text(
+    recipe: Recipe,
+    run: Path,
+    quick: bool,
+    values: dict[str, float],
+    answers: dict[str, tuple[bool, ...]],
+) -> None:
+    def made() -> dict[str, Any]:
+        from oculi.ablate.forgetting import before_training, text_ability
+
+        questions = QUICK_QUESTIONS if quick else QUESTIONS
+        number = len(recipe.stages) - 1
+        after = text_ability(run / "stages" / f"{number}-{recipe.stages[-1].name}", questions)
+        return {"before": asdict(before_training(recipe, questions)), "after": asdict(after)}
+
+    found = _kept(run / SIDE / "text.json", made)
+    before, after = found["before"], found["after"]
+    right = {k: found[k]["correct"] for k in ("before", "after")}
+    share = {k: sum(v) / len(v) for k, v in right.items()}
+    values |= {
+        "text_loss": after["loss"], "text_rise": after["loss"] - before["loss"],
+        "text": share["after"], "text_change": share["after"] - share["before"],
+    }  # fmt: skip
+    answers["text"] = tuple(right["after"])
+
+
+def _blocks(
+    recipe: Recipe,
+    run: Path,
+    quick: bool,
+    values: dict[str, float],
+    answers: dict[str, tuple[bool, ...]],
+) -> None:
+    def made() -> dict[str, float]:
+        from oculi.ablate.alignment import block_cosines, distilled
+
+        if distilled(recipe) is None:
+            return {}
+        found = block_cosines(run, QUICK_PICTURES if quick else PICTURES)
+        return {str(block): cosine for block, cosine in found.items()}
+
+    found = _kept(run / SIDE / "blocks.json", made)
+    values |= {f"block.{block}": cosine for block, cosine in found.items()}
+
+
+_EXTRAS = {"text": _text, "blocks": _blocks}
+
+
+def _kept(path: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """What a file holds; made and written first where there is none."""
+    if not path.exists():
+        _write(path, make())
+    return _read(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AblationError(
+            f"{path} cannot be read: {error}. Remove its run's folder, and go on with --resume"
+        ) from None
+    return found
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    with durable.disk_errors(f"the folder {path.parent}", ", and go on with --resume"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        durable.write_text(path, json.dumps(content))

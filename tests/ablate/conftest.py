@@ -1,0 +1,5 @@
+"""The shared tiny checkpoints."""
+
+from helpers import tiny
+
+__all__ = ["tiny"]
