@@ -190,7 +190,7 @@ def test_an_unknown_kind_lists_the_known() -> None:
 def test_a_missing_kind_lists_the_known() -> None:
     said = {
         "model.vision": "patch_embed, tower",
-        "stages.0.data.0": "file, playroom",
+        "stages.0.data.0": "file, playroom, language",
         "stages.0.objectives.1": "lm, distill",
     }
     for key, kinds in said.items():
@@ -422,6 +422,28 @@ def test_defaults_are_those_of_llava(name: str, size: int, kept: tuple[str, str]
         assert stage.steps == samples // stage.batch
         assert stage.warmup_steps == round(0.03 * stage.steps)
         assert stage.objectives == (LmSpec(),) and stage.length == 2048
+
+
+def test_the_other_two_of_vora_differ_from_it_where_the_paper_says() -> None:
+    """Sections 5.1 and 5.2: fewer samples; pictures at their own size in fine-tuning alone."""
+    full, small, native = (BUILTIN[name]() for name in ("vora", "vora_8m", "vora_anyres"))
+    assert small.model == native.model == full.model
+    assert small.stages[0].steps * small.stages[0].batch == 8_000_000
+    assert small.stages[0].model_copy(update={"steps": full.stages[0].steps}) == full.stages[0]
+    assert small.stages[1] == full.stages[1] and native.stages[0] == full.stages[0]
+    assert [native.images_of(n).mode for n in (0, 1)] == ["square", "native"]
+    assert [full.images_of(n) for n in (0, 1)] == [full.model.images] * 2
+    differ = {"images", "length", "pack_length", "micro_rows"}
+    assert native.stages[1].model_dump(exclude=differ) == full.stages[1].model_dump(exclude=differ)
+    assert native.stages[1].length >= native.images_of(1).max_patches + 128
+
+
+def test_pictures_of_a_stage_are_whole_patches_and_last() -> None:
+    recipe = BUILTIN["vora_tiny"]()
+    square = ["stages.0.images={mode: square, size: 56}"]
+    assert [override(recipe, square).images_of(n).size for n in (0, 1)] == [56, 56]
+    with pytest.raises(RecipeError, match=r"stages\.0\.images\.size 60 is not a multiple .* 14"):
+        override(recipe, ["stages.0.images={mode: square, size: 60}"])
 
 
 def test_llava_tiny_stands_beside_vora_tiny() -> None:

@@ -125,10 +125,16 @@ class ModelSpec(Strict):
 
     @model_validator(mode="after")
     def _whole_patches(self) -> ModelSpec:
-        size, patch = self.images.size, self.vision.patch_size
-        if self.images.mode == "square" and size % patch:
-            raise ValueError(f"images.size {size} is not a multiple of vision.patch_size {patch}")
+        check_patches(self.images, self.vision.patch_size, "images")
         return self
+
+
+def check_patches(images: ImageSpec, patch: int, where: str) -> None:
+    """Raises ValueError unless a square is made of whole patches."""
+    if images.mode == "square" and images.size % patch:
+        raise ValueError(
+            f"{where}.size {images.size} is not a multiple of vision.patch_size {patch}"
+        )
 
 
 class FileSource(Strict):
@@ -160,7 +166,21 @@ class PlayroomSource(Strict):
     tag: str | None = Field(None, description="as of a file; drawn samples have none")
 
 
-SourceSpec = Annotated[FileSource | PlayroomSource, Field(discriminator="kind")]
+class LanguageSource(Strict):
+    """Dialogues without pictures, written by the program: what the testbed's LLM was pre-trained on.
+
+    They stand for the text that is mixed into pre-training (VoRA, section 4.2).
+    """
+
+    kind: Literal["language"] = "language"
+    samples: Count
+    split: Literal["train", "test"] = "train"
+    weight: Weight = Field(1.0, description="as of a file")
+    limit: Count | None = Field(None, description="as of a file")
+    tag: str | None = Field(None, description="as of a file; dialogues have none")
+
+
+SourceSpec = Annotated[FileSource | PlayroomSource | LanguageSource, Field(discriminator="kind")]
 
 
 class LmSpec(Strict):
@@ -192,6 +212,10 @@ class Stage(Strict):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     data: tuple[SourceSpec, ...] = Field(min_length=1)
+    images: ImageSpec | None = Field(
+        None,
+        description="how pictures are cut from this stage on; None: as before, first as the model's",
+    )
     steps: Count
     batch: Count = Field(description="samples of one optimizer step, over all ranks")
     length: Int = Field(ge=8, description="longest sample in tokens, images included")
@@ -279,6 +303,18 @@ class Recipe(Strict):
         if self.keep_every is not None and self.keep_last is None:
             raise ValueError("keep_every needs keep_last: without it every checkpoint is kept")
         return self
+
+    @model_validator(mode="after")
+    def _whole_patches(self) -> Recipe:
+        for number, stage in enumerate(self.stages):
+            if stage.images is not None:
+                check_patches(stage.images, self.model.vision.patch_size, f"stages.{number}.images")
+        return self
+
+    def images_of(self, number: int) -> ImageSpec:
+        """How stage ``number`` cuts pictures: as the last stage up to it that says so, or the model."""
+        said = [s.images for s in self.stages[: number + 1] if s.images is not None]
+        return said[-1] if said else self.model.images
 
     @model_validator(mode="after")
     def _merges_once(self) -> Recipe:

@@ -12,6 +12,7 @@ from oculi.recipe import (
     EvalSpec,
     FileSource,
     ImageSpec,
+    LanguageSource,
     LmSpec,
     LoraSpec,
     ModelSpec,
@@ -27,7 +28,7 @@ from oculi.recipe import (
 _KINDS: dict[str, dict[str, type[Strict]]] = {
     "vision": {"patch_embed": PatchEmbedSpec, "tower": TowerSpec},
     "objectives": {"lm": LmSpec, "distill": DistillSpec},
-    "data": {"file": FileSource, "playroom": PlayroomSource},
+    "data": {"file": FileSource, "playroom": PlayroomSource, "language": LanguageSource},
 }
 
 

@@ -17,9 +17,18 @@ from datafiles import ROWS, write_parquet, write_tar
 from helpers import write_rows
 from oculi.data.order import sample_numbers
 from oculi.data.sample import ImageSlot
-from oculi.data.source import Mixture, PlayroomRows, open_source, open_sources, pieces, sizes
+from oculi.data.source import (
+    LanguageRows,
+    Mixture,
+    PlayroomRows,
+    open_source,
+    open_sources,
+    pieces,
+    sizes,
+)
 from oculi.errors import DataError
-from oculi.recipe import FileSource, PlayroomSource
+from oculi.recipe import FileSource, LanguageSource, PlayroomSource
+from oculi.testbed import language
 
 
 def test_several_sources_are_one(tmp_path: Path) -> None:
@@ -57,6 +66,25 @@ def test_playroom_rows_are_samples() -> None:
     assert sizes(made.images) == [(96, 48)] == [made.images[0].load().size]
     with pytest.raises(IndexError):
         rows[3]
+
+
+def test_dialogues_are_samples_without_pictures() -> None:
+    """The same as the LLM was pre-trained on, so that a mixture can keep what it knows."""
+    rows = open_sources(
+        [LanguageSource(samples=40, weight=0.5), PlayroomSource(level=1, samples=2)]
+    )
+    assert len(rows) == 22
+    for index in range(20):
+        made = rows[index]
+        made.validate(for_training=True)
+        number = int(made.id.removeprefix("language-train-"))
+        turns = language.dialogue("train", number)
+        said = [text for turn in turns for text in (turn.prompt, turn.answer)]
+        assert [message.text for message in made.messages] == said and not made.images
+    alone = LanguageRows(LanguageSource(samples=9, limit=3, split="test"))
+    assert [sample.id for sample in alone] == [f"language-test-{n}" for n in range(3)]
+    with pytest.raises(IndexError):
+        alone[3]
 
 
 def test_a_mixture_of_one_row() -> None:

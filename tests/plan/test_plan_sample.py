@@ -1,8 +1,10 @@
 """The planned sample: its grid, its mask, and how many go through the model at once."""
 
+from typing import Any
+
 import pytest
 
-from helpers import Tiny, recipe_data
+from helpers import PATCH, Tiny, recipe_data
 from oculi.errors import RecipeError
 from oculi.plan.sample import (
     attended_pairs,
@@ -11,19 +13,19 @@ from oculi.plan.sample import (
     sample_batch,
     samples_at_once,
 )
-from oculi.recipe import ModelSpec, Stage, validate
+from oculi.recipe import ImageSpec, Stage, validate
 
 
-def spec(tiny: Tiny, **images: object) -> ModelSpec:
-    return validate(recipe_data(tiny, **{"model.images": images}), "test").model
+def grid(size: tuple[int, int] | None, **images: Any) -> tuple[int, int]:
+    return picture_grid(PATCH, ImageSpec(**images), size)
 
 
-def test_pictures(tiny: Tiny) -> None:
-    assert picture_grid(spec(tiny, mode="square", size=20), None) == (5, 5)
-    assert picture_grid(spec(tiny, mode="square", size=20), (640, 480)) == (5, 5)
-    assert picture_grid(spec(tiny, max_patches=16), None) == (4, 4)
-    assert picture_grid(spec(tiny, max_patches=18), None) == (4, 4)
-    assert picture_grid(spec(tiny, max_patches=1024), (40, 24)) == (6, 10)
+def test_pictures() -> None:
+    assert grid(None, mode="square", size=20) == (5, 5)
+    assert grid((640, 480), mode="square", size=20) == (5, 5)
+    assert grid(None, max_patches=16) == (4, 4)
+    assert grid(None, max_patches=18) == (4, 4)
+    assert grid((40, 24), max_patches=1024) == (6, 10)
     assert picture_size("640x480") == (640, 480)
     for wrong in ("640", "x", "0x3", "640 x 480", "-1x2", "axb"):
         with pytest.raises(RecipeError, match="is no size in pixels"):

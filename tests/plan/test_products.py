@@ -23,7 +23,7 @@ Built = Callable[..., Any]
 
 def planned(recipe: Recipe, number: int, text: int) -> StagePlan:
     """The plan of one stage; others are not counted, to save time."""
-    grid = picture_grid(recipe.model, None)
+    grid = picture_grid(recipe.model.vision.patch_size, recipe.images_of(number), None)
     stages = enumerate(meta_stages(recipe))
     meta = next(meta for n, meta in stages if n == number)
     return plan_stage(meta, recipe.model, number, grid, text, GPUS["h200"], 1)

@@ -21,6 +21,7 @@ from helpers import (
     tiny_recipe,
 )
 from oculi.errors import CheckpointError, DataError, OculiError, RecipeError
+from oculi.export.load import load_processor, load_unmerged
 from oculi.recipe import Recipe, load, override, validate
 from oculi.training import checkpoint as ckpt
 from oculi.training import loop
@@ -203,6 +204,27 @@ def test_after_a_mistake_the_folder_is_free(tiny: Tiny, tmp_path: Path) -> None:
     right = override(tiny_recipe(tiny), ["stages.0.steps=1", "stages.1.steps=1"])
     train(right, run, quiet=True)
     assert load(run / "recipe.yaml") == right
+
+
+def test_a_stage_may_cut_pictures_otherwise(tiny: Tiny, tmp_path: Path) -> None:
+    """What a stage was trained on is what its folder, its checkpoints and its lengths go by."""
+    small = {"mode": "native", "min_patches": 1, "max_patches": 4}
+    recipe = tiny_recipe(tiny, **{"stages.1.images": small})
+    run = train(recipe, tmp_path / "run", quiet=True)
+    found = [load_processor(run / "stages" / name) for name in ("0-pretrain", "1-finetune")]
+    assert [p.image_processor.max_patches for p in found] == [16, 4]
+    steps = {s: load_unmerged(run / "checkpoints" / f"step-{s:07d}").processor for s in (2, 5)}
+    assert [p.image_processor.max_patches for p in steps.values()] == [16, 4]
+    tokens: dict[str, list[float]] = {"pretrain": [], "finetune": []}
+    for (stage, _), entry in metrics(run).items():
+        tokens[stage].append(entry["tokens_per_second"] / entry["samples_per_second"])
+    assert max(tokens["finetune"]) < min(tokens["pretrain"])
+    resumed = as_if_killed(run, tmp_path / "resumed", 5)
+    train(recipe, resumed, resume=True, quiet=True)
+    assert losses(resumed) == losses(run)
+    long = {"stages.1.images": {"mode": "native", "min_patches": 600, "max_patches": 600}}
+    with pytest.raises(DataError, match="are longer than 512 tokens"):
+        train(tiny_recipe(tiny, **long), tmp_path / "long", quiet=True)
 
 
 def test_evaluations_of_every_stage(tiny: Tiny, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from oculi.data.kinds import is_prepared
 from oculi.data.prepared import PreparedRows, open_prepared
 from oculi.data.sample import ImageSlot, ImageSource, Message, Sample
 from oculi.errors import DataError
-from oculi.recipe import FileSource, PlayroomSource, SourceSpec
+from oculi.recipe import FileSource, LanguageSource, PlayroomSource, SourceSpec
 
 MAX_PLACES = 2**62  # the order of training counts in 64 bits
 
@@ -63,6 +63,27 @@ class PlayroomRows(Sequence[Sample]):
         from oculi.testbed import playroom
 
         return playroom.item(self.spec.level, self.spec.split, index, self.spec.size)
+
+
+class LanguageRows(Sequence[Sample]):
+    """Dialogues of the testbed's language as samples without pictures; nothing is stored."""
+
+    def __init__(self, spec: LanguageSource) -> None:
+        self.spec = spec
+
+    def __len__(self) -> int:
+        return min(self.spec.samples, self.spec.limit or self.spec.samples)
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        from oculi.testbed import language
+
+        messages = []
+        for turn in language.dialogue(self.spec.split, index):
+            messages += [Message("user", (turn.prompt,)), Message("assistant", (turn.answer,))]
+        name = f"language-{self.spec.split}-{index}"
+        return Sample(name, tuple(messages), (), source=name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +152,13 @@ class Mixture(Sequence[Sample]):
 
 def open_source(spec: SourceSpec) -> Source:
     """The rows of one source; raises DataError as `open_file` does."""
-    return PlayroomRows(spec) if isinstance(spec, PlayroomSource) else open_file(spec)
+    match spec:
+        case PlayroomSource():
+            return PlayroomRows(spec)
+        case LanguageSource():
+            return LanguageRows(spec)
+        case FileSource():
+            return open_file(spec)
 
 
 def open_file(spec: FileSource) -> FileRows | PreparedRows:

@@ -14,7 +14,7 @@ from oculi.model.lora import canonical_name
 from oculi.recipe import Recipe
 from oculi.recipe import load as load_recipe
 from oculi.training import checkpoint as ckpt
-from oculi.training.build import add_lora, build_model, build_processor
+from oculi.training.build import add_lora, build_model, build_processor, recut
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ def load_unmerged(path: Path, base: str | None = None) -> Unmerged:
             hint = "it is the LLM of this run; if it has moved: oculi merge --base DIR"
             raise CheckpointError(f"{error}; {hint}") from None
         model = build_model(spec, processor, recipe.seed)
+    processor = recut(processor, recipe.images_of(state.stage))
     ckpt.check_base(ckpt.base_hashes(model), state.base_tensors, origin)
     if state.lora:
         add_lora(model, recipe.model, recipe.seed)

@@ -41,10 +41,13 @@ class Plan:
     @property
     def assumptions(self) -> list[str]:
         """What the numbers hold for, a sentence each."""
-        first = self.stages[0]
+        grids = dict.fromkeys(
+            f"{rows} x {columns}" for rows, columns in (s.grid for s in self.stages)
+        )
         said = [
-            f"every sample is one picture of {first.grid[0]} x {first.grid[1]} patches and "
-            f"{first.text_tokens} text tokens, all learnt; a data set's own lengths are not looked at",
+            f"every sample is one picture of {' or '.join(grids)} patches and "
+            f"{self.stages[0].text_tokens} text tokens, all learnt; a data set's own lengths are not "
+            "looked at",
             "every token goes through every block; training leaves out what nothing reads of the last",
             "time is that of matrix products alone, at the rate of large ones; all else adds to it",
             "memory is at the end of a forward pass; temporary results, fragments and the driver's own "
@@ -128,9 +131,10 @@ def plan(
             "a plan needs at least one GPU, one text token, and a picture of one pixel"
         )
     share = part_of(recipe.shard, gpus)
-    grid = picture_grid(recipe.model, image)
+    patch = recipe.model.vision.patch_size
+    grids = [picture_grid(patch, recipe.images_of(n), image) for n in range(len(recipe.stages))]
     stages = [
-        plan_stage(meta, recipe.model, number, grid, text_tokens, chosen, gpus, share)
+        plan_stage(meta, recipe.model, number, grids[number], text_tokens, chosen, gpus, share)
         for number, meta in enumerate(meta_stages(recipe))
     ]
     return Plan(recipe, chosen, gpus, stages)

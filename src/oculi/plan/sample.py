@@ -8,7 +8,7 @@ from oculi.batch import Batch
 from oculi.errors import RecipeError, shown
 from oculi.model import OculiImageProcessor
 from oculi.model.masks_oculi import mask_function
-from oculi.recipe import ModelSpec, Stage
+from oculi.recipe import ImageSpec, Stage
 
 CHUNK = 1024  # queries at once, so that counting pairs of a long sample takes little memory
 
@@ -21,17 +21,18 @@ def picture_size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def picture_grid(spec: ModelSpec, size: tuple[int, int] | None) -> tuple[int, int]:
+def picture_grid(
+    patch_size: int, images: ImageSpec, size: tuple[int, int] | None
+) -> tuple[int, int]:
     """Rows and columns of patches of a picture.
 
     Args:
-        spec: the model.
-        size: width and height in pixels; None: the largest square that the recipe lets through.
+        patch_size: in pixels. images: how pictures are cut.
+        size: width and height in pixels; None: the largest square that is let through.
     """
-    p = spec.vision.patch_size
-    processor = OculiImageProcessor(patch_size=p, **spec.images.model_dump())
+    processor = OculiImageProcessor(patch_size=patch_size, **images.model_dump())
     if size is None:
-        side = p * int(spec.images.max_patches**0.5)
+        side = patch_size * int(images.max_patches**0.5)
         size = (side, side)
     return processor.grid(*size)
 

@@ -31,7 +31,7 @@ def vora_tiny() -> Recipe:
     pretrain = Stage(
         name="pretrain",
         data=data,
-        steps=600,
+        steps=500,
         batch=32,
         length=640,
         pack_length=256,
@@ -50,7 +50,7 @@ def vora_tiny() -> Recipe:
     finetune = pretrain.model_copy(
         update={
             "name": "finetune",
-            "steps": 3800,
+            "steps": 3200,
             "plain_turns": 0.4,
             "objectives": (LmSpec(),),
             "lr": 2e-3,

@@ -18,7 +18,7 @@ from oculi.model import (
 )
 from oculi.model.lora import inject_lora
 from oculi.model.routed_oculi import IMAGE
-from oculi.recipe import ModelSpec
+from oculi.recipe import ImageSpec, ModelSpec
 from oculi.training.vision import mean_and_deviation, vision_start
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -36,6 +36,15 @@ def build_processor(spec: ModelSpec) -> OculiProcessor:
         if not tokenizer("text", add_special_tokens=False)["input_ids"]:
             raise ValueError("it has no tokenizer")  # transformers makes up an empty one
         return OculiProcessor(images, tokenizer)
+
+
+def recut(processor: OculiProcessor, images: ImageSpec) -> OculiProcessor:
+    """The same processor with pictures cut as ``images`` says."""
+    old = processor.image_processor
+    cutter = OculiImageProcessor(
+        patch_size=old.patch_size, **images.model_dump(), image_mean=tuple(old.image_mean)
+    )
+    return OculiProcessor(cutter, processor.tokenizer)
 
 
 def build_model(

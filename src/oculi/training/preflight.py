@@ -14,6 +14,7 @@ from oculi.eval.tasks import open_task
 from oculi.model import OculiForConditionalGeneration, OculiProcessor
 from oculi.objectives import build_objectives
 from oculi.recipe import Recipe
+from oculi.training.build import recut
 from oculi.training.module import TrainModule, canonical_parameters, learning_rates
 from oculi.training.optim import muon_matrices
 
@@ -51,5 +52,6 @@ def check_stages(
         lora = lora and not stage.merge_lora
     for task in recipe.evals:
         open_task(task.task)
-    for stage in recipe.stages[first:]:
-        check_lengths(stage.data, processor, stage.length, index, on_progress)
+    for number, stage in enumerate(recipe.stages[first:], first):
+        cut = recut(processor, recipe.images_of(number))
+        check_lengths(stage.data, cut, stage.length, index, on_progress)

@@ -26,7 +26,7 @@ from oculi.model.lora import has_lora
 from oculi.objectives import build_objectives
 from oculi.recipe import Recipe, Stage
 from oculi.training import checkpoint as ckpt
-from oculi.training.build import DTYPES, add_lora, build_model, build_processor, cast
+from oculi.training.build import DTYPES, add_lora, build_model, build_processor, cast, recut
 from oculi.training.folder import check_folder, keep_recipe, lock, writable
 from oculi.training.log import RunLog, SilentLog
 from oculi.training.loop import run_stage
@@ -182,6 +182,7 @@ class Run:
         """Train one stage, then merge, export and evaluate as it says."""
         stage = self.recipe.stages[number]
         self.stage = number
+        self.processor = recut(self.processor, self.recipe.images_of(number))
         self._train_stage(number, stage)
         self.saver.wait()
         if not self.ranks.alone:
