@@ -32,8 +32,11 @@ SMALL_PAPER = [
     *["stages.0.length=640", "stages.1.length=640"],
     *["stages.0.pack_length=640", "stages.1.pack_length=640"],
 ]
+SMALL_VORA = [*SMALL_PAPER, "model.lora.rank=4", "model.lora.blocks=5"]
 SMALL = {  # of recipes at the size of a paper
-    "vora": [*SMALL_PAPER, "model.lora.rank=4", "model.lora.blocks=5"],
+    "vora": SMALL_VORA,
+    "vora_8m": SMALL_VORA,
+    "vora_anyres": SMALL_VORA,
     "llava": SMALL_PAPER,
     "llava_aimv2": SMALL_PAPER,
 }

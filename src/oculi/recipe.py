@@ -19,7 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-from oculi.errors import RecipeError, nearest
+from oculi.errors import RecipeError
+from oculi.recipe_overrides import assign
 
 
 class Strict(BaseModel):
@@ -378,39 +379,5 @@ def override(recipe: Recipe, assignments: list[str]) -> Recipe:
             raise RecipeError(
                 f'"{assignment}" is no override: write key=value, as stages.0.lr=1e-4'
             )
-        _assign(data, key, _value(text))
+        assign(data, key, text)
     return validate(data, "override " + " ".join(assignments)) if assignments else recipe
-
-
-def _value(text: str) -> Any:
-    try:
-        value = yaml.safe_load(text)
-        return float(value) if isinstance(value, str) else value  # YAML reads 1e-4 as a string
-    except (yaml.YAMLError, ValueError):
-        return text
-
-
-def _assign(data: Any, key: str, value: Any) -> None:
-    parts = key.split(".")
-    node: Any = data
-    for i, part in enumerate(parts):
-        here = ".".join(parts[:i])
-        if isinstance(node, list):
-            if not part.isdecimal() or int(part) >= len(node):
-                raise RecipeError(f'"{key}": {here} has {len(node)} entries, from 0; got "{part}"')
-            node_key: Any = int(part)
-        elif isinstance(node, dict):
-            if here.endswith("trainable"):  # globs hold dots themselves
-                node[".".join(parts[i:])] = value
-                return
-            if part not in node:
-                # Compared without what stands before it: a long prefix makes all keys alike.
-                guess = nearest(part, node) or f"; known here: {', '.join(sorted(node))}"
-                raise RecipeError(f'unknown key "{key}"{guess}')
-            node_key = part
-        else:
-            raise RecipeError(f'"{key}": {here} is a value, it has no "{part}"')
-        if i == len(parts) - 1:
-            node[node_key] = value
-        else:
-            node = node[node_key]

@@ -16,8 +16,8 @@ from oculi.plan.sample import (
 from oculi.recipe import ImageSpec, Stage, validate
 
 
-def grid(size: tuple[int, int] | None, **images: Any) -> tuple[int, int]:
-    return picture_grid(PATCH, ImageSpec(**images), size)
+def grid(picture: tuple[int, int] | None, **images: Any) -> tuple[int, int]:
+    return picture_grid(PATCH, ImageSpec(**images), picture)
 
 
 def test_pictures() -> None:
