@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -132,6 +133,11 @@ def _host_mesh(mesh: DeviceMesh) -> DeviceMesh:
     return mesh if mesh.device_type == "cpu" else _new_mesh("cpu", tuple(mesh.mesh.shape))
 
 
-@lru_cache
 def _new_mesh(device: str, shape: tuple[int, ...]) -> DeviceMesh:
+    return _mesh_of(dist.group.WORLD, device, shape)
+
+
+@lru_cache
+def _mesh_of(world: Any, device: str, shape: tuple[int, ...]) -> DeviceMesh:
+    # ``world`` is in the key: a program that trains again has other process groups.
     return init_device_mesh(device, shape, mesh_dim_names=AXES)
