@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN ?= runs/demo
 # Shorter than the recipe's own, so that the whole demo takes minutes.
-DEMO_PRETRAIN ?= 700
-DEMO_FINETUNE ?= 500
+DEMO_PRETRAIN ?= 600
+DEMO_FINETUNE ?= 400
 
 .PHONY: env demo test lint format nightly clean
 
