@@ -154,7 +154,7 @@ def test_a_plain_kill_leaves_everything(tmp_path: Path) -> None:
 def test_a_flip_is_one_bit(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(bytes(10))
     for seed in range(20):
-        flip(tmp_path, random.Random(seed))
+        flip(tmp_path / "a", random.Random(seed))
         data = (tmp_path / "a").read_bytes()
         assert sum(byte.bit_count() for byte in data) == 1
         (tmp_path / "a").write_bytes(bytes(10))

@@ -41,7 +41,7 @@ class Job:
     Attributes:
         number: of the place. label, occurrence: see ``Disk``.
         mode: ``clean`` as a killed process leaves it, ``torn`` as a power cut does, ``rot`` with one
-            bit of the newest checkpoint flipped.
+            bit of the newest checkpoint's weights flipped.
         again: the resumed run is killed as well, at its place of this number.
     """
 
@@ -105,7 +105,8 @@ class Kills:
         rotten = ""
         if job.mode == "rot" and len(ckpt.checkpoints(run / "checkpoints")) > 1:
             newest = ckpt.checkpoints(run / "checkpoints")[-1]
-            flip(newest, random.Random(job.number))
+            # Of the weights: a bit of the manifest or of an archive's padding would mislead nobody.
+            flip(newest / ckpt.WHOLE[0], random.Random(job.number))
             rotten = newest.name
             _untell(run, rotten)
         if job.again is not None:

@@ -119,9 +119,8 @@ class Disk:
             path.write_bytes(data[: certain + left] + dice.randbytes(rest - left))
 
 
-def flip(path: Path, dice: random.Random) -> str:
-    """Flip one bit of one file of a folder; returns which."""
-    file = dice.choice(sorted(p for p in path.iterdir() if p.is_file()))
+def flip(file: Path, dice: random.Random) -> str:
+    """Flip one bit of a file; returns which."""
     data = bytearray(file.read_bytes())
     bit = dice.randrange(8 * len(data))
     data[bit // 8] ^= 1 << bit % 8
