@@ -262,6 +262,11 @@ class Stage(Strict):
     checkpoint_every: Count = 1000
     merge_lora: bool = Field(False, description="fold LoRA into the LLM when the stage is done")
 
+    @property
+    def answers(self) -> bool:
+        """Whether it learns to answer, so that its model can be asked."""
+        return any(isinstance(objective, LmSpec) for objective in self.objectives)
+
     @model_validator(mode="after")
     def _consistent(self) -> Stage:
         kinds = [objective.kind for objective in self.objectives]
@@ -271,7 +276,7 @@ class Stage(Strict):
 
 
 class EvalSpec(Strict):
-    """A task to score at the end of every stage."""
+    """A task to score at the end of every stage that learns to answer."""
 
     task: str
     limit: Count | None = None

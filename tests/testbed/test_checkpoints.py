@@ -106,22 +106,60 @@ def test_teacher_sees_what_is_in_a_picture() -> None:
         assert (guesses == labels[150:]).mean() > 0.9, attribute
 
 
-def test_teacher_s_processor_does_what_training_did() -> None:
-    from transformers import AutoImageProcessor
-
+@pytest.mark.parametrize("family", ["aimv2", "clip"])
+def test_a_tower_s_processor_does_what_training_did(family: str) -> None:
     from oculi.testbed.build_teacher import pixels
+    from oculi.testbed.towers import TOWERS
 
-    processor = AutoImageProcessor.from_pretrained(checkpoint("aimv2"), backend="pil")
     scene = playroom.scene(2, "test", 0)
-    made = processor(playroom.draw(scene), return_tensors="pt")["pixel_values"]
-    assert torch.allclose(made, pixels([scene]), atol=1e-5)
+    made = TOWERS[family].processor()(playroom.draw(scene), return_tensors="pt")["pixel_values"]
+    assert torch.allclose(made, pixels(TOWERS[family], [scene]), atol=1e-5)
+
+
+def test_the_patches_of_siglip2_s_processor_are_those_of_its_training() -> None:
+    from oculi.testbed.build_teacher import pixels
+    from oculi.testbed.towers import TOWERS
+
+    tower, scene = TOWERS["siglip2"], playroom.scene(2, "test", 0)
+    torch.manual_seed(0)
+    model = tower.new().eval()
+    made = tower.processor()(playroom.draw(scene), return_tensors="pt")
+    assert made["spatial_shapes"].tolist() == [[6, 6]]
+    with torch.no_grad():
+        states = model(**made).last_hidden_state
+        ours = tower.states(model, pixels(tower, [scene]))
+    assert torch.allclose(states, ours, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["aimv2", "clip", "siglip2"])
+def test_the_states_that_heads_read_are_a_teacher_s_last_ones(family: str) -> None:
+    """Normalised; a teacher gives them as they leave the block."""
+    from oculi.model.image_processing_oculi import OculiImageProcessor
+    from oculi.objectives.teacher import Teacher
+    from oculi.testbed.build_teacher import pixels
+    from oculi.testbed.towers import GRID, PATCH, TOWERS
+
+    tower, scene = TOWERS[family], playroom.scene(1, "test", 0)
+    torch.manual_seed(0)
+    model = tower.new().eval()
+    patches, grid = OculiImageProcessor(patch_size=PATCH, mode="native").patches(
+        playroom.draw(scene)
+    )
+    assert grid == (GRID, GRID)
+    teacher = Teacher(model, tower.mean, tower.std)
+    last = teacher.features(torch.from_numpy(patches), torch.tensor([grid]))[-1]
+    norm = {"aimv2": "rms_norm", "clip": "post_layernorm", "siglip2": "post_layernorm"}[family]
+    with torch.no_grad():
+        ours = tower.states(model, pixels(tower, [scene]))[0]
+        assert torch.allclose(getattr(model, norm)(last), ours, atol=1e-4)
 
 
 def test_quick_build_makes_every_part_and_reloads_bit_for_bit(tmp_path: Path) -> None:
     from transformers import AutoModel
 
-    from oculi.testbed import build_common, build_teacher
+    from oculi.testbed import build_common
     from oculi.testbed.build import PARTS, build
+    from oculi.testbed.towers import TOWERS
 
     build(tmp_path / "made", quick=True, log=tmp_path / "logs")
     assert manifest.problems(tmp_path / "made") == []
@@ -129,7 +167,7 @@ def test_quick_build_makes_every_part_and_reloads_bit_for_bit(tmp_path: Path) ->
         *PARTS, manifest.MANIFEST, manifest.CARD,
     }  # fmt: skip
     assert "step 3/3" in (tmp_path / "logs" / "aimv2.log").read_text(encoding="utf-8")
-    model = build_teacher.new_model()
+    model = TOWERS["aimv2"].new()
     build_common.save(model, tmp_path / "tower")
     again = AutoModel.from_pretrained(tmp_path / "tower", dtype=torch.float32)
     kept = model.to(torch.bfloat16).to(torch.float32).state_dict()

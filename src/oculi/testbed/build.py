@@ -1,7 +1,7 @@
 """`oculi testbed build`: trains the tiny checkpoints anew and writes manifest and model card.
 
-The parts are independent of one another; each is a function (folder, quick, log) -> facts in a
-file of its own, imported only when it is built. A part replaces its folder once it is complete.
+The parts are independent of one another; each is a function (folder, quick, log) -> facts, in a
+file that is imported only when it is built. A part replaces its folder once it is complete.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ from typing import Any
 from oculi.errors import CheckpointError, nearest
 from oculi.testbed import manifest
 
-_PARTS = {"llm": "oculi.testbed.build_llm", "aimv2": "oculi.testbed.build_teacher"}
+_PARTS = {
+    "llm": ("oculi.testbed.build_llm", "build"),
+    "aimv2": ("oculi.testbed.build_teacher", "build_aimv2"),
+    "clip": ("oculi.testbed.build_teacher", "build_clip"),
+    "siglip2": ("oculi.testbed.build_teacher", "build_siglip2"),
+}
 PARTS = tuple(_PARTS)
 
 
@@ -40,7 +45,8 @@ def build(
     if log is not None:
         log.mkdir(parents=True, exist_ok=True)
     for name in names:
-        make: Callable[..., dict[str, Any]] = import_module(_PARTS[name]).build
+        module, function = _PARTS[name]
+        make: Callable[..., dict[str, Any]] = getattr(import_module(module), function)
         with tempfile.TemporaryDirectory(dir=out, prefix=f".{name}-") as staging:
             fresh = Path(staging) / name
             begin = time.process_time()

@@ -1,13 +1,14 @@
-"""Trains the tiny AIMv2 vision tower, the teacher that the vision-in-the-LLM recipes distil from.
+"""Trains the testbed's vision towers, the teachers that the vision-in-the-LLM recipes distil from.
 
-It sees pictures and what is in them (per patch: shape, colour, size and centre of the object that
+They see pictures and what is in them (per patch: shape, colour, size and centre of the object that
 covers it; for the whole picture: place and counts), never a question: what a student answers then
-cannot have come through the teacher's knowledge of the questions. Held-out pairs never appear.
+cannot have come through a teacher's knowledge of the questions. Held-out pairs never appear.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from oculi.testbed import playroom
 from oculi.testbed.build_common import Optimisers, Plan, Progress, batches, save, setup
 from oculi.testbed.scene import Scene
+from oculi.testbed.towers import GRID, PATCH, TOWERS, WIDTH, Tower
 from oculi.testbed.vocabulary import COLOURS, PLACES, SHAPES, SIZES
 
 PLAN = Plan(
@@ -26,34 +28,13 @@ PLAN = Plan(
 )
 QUICK = Plan(steps=3, batch=8, muon_lr=0.02, adam_lr=2e-3, warmup=1, report_every=1)
 
-SIDE, PATCH = 84, 14
-GRID = SIDE // PATCH
 SCORED = 200  # pictures of each level and split that the manifest's scores are from
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 LEAST = 0.08  # part of a patch that an object's square must cover to be the patch's object
 LEVEL_1 = 0.25  # share of level 1 pictures
 _COLOURS = tuple(COLOURS)
 
 # columns of the patch targets: is there an object, then its shape, colour, size
 OBJECT, SHAPE, COLOUR, SIZE = range(4)
-
-
-def new_model() -> Any:
-    """Return an untrained AIMv2 tower: 6 x 6 patches of 14, width 192, 5 blocks."""
-    from transformers import Aimv2VisionConfig, Aimv2VisionModel
-
-    config = Aimv2VisionConfig(
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=5,
-        num_attention_heads=4,
-        image_size=SIDE,
-        patch_size=PATCH,
-        use_head=False,
-        is_native=False,
-    )
-    return Aimv2VisionModel(config)
 
 
 class Heads(nn.Module):
@@ -113,11 +94,12 @@ def targets(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return classes, offsets.astype(np.float32), whole
 
 
-def pixels(scenes: list[Scene]) -> torch.Tensor:
-    """Return the drawn scenes, CLIP-normalised: (B, 3, 84, 84) float32."""
+def pixels(tower: Tower, scenes: list[Scene]) -> torch.Tensor:
+    """Return the drawn scenes as the tower takes them: (B, 3, 84, 84) float32, normalised."""
     drawn = np.stack([np.asarray(playroom.draw(scene)) for scene in scenes])
     images = torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 255
-    return (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (tower.mean, tower.std))
+    return (images - mean) / std
 
 
 def losses(heads: Heads, states: torch.Tensor, scenes: list[Scene]) -> dict[str, torch.Tensor]:
@@ -140,7 +122,9 @@ def losses(heads: Heads, states: torch.Tensor, scenes: list[Scene]) -> dict[str,
 
 
 @torch.no_grad()
-def accuracy(model: Any, heads: Heads, level: int, split: str, n: int) -> dict[str, float]:
+def accuracy(
+    tower: Tower, model: Any, heads: Heads, level: int, split: str, n: int
+) -> dict[str, float]:
     """Return per cent right over the objects of `n` pictures, and pictures with all right.
 
     An object is judged by the patch of which it covers most, as a probe on the tower would be.
@@ -149,7 +133,7 @@ def accuracy(model: Any, heads: Heads, level: int, split: str, n: int) -> dict[s
     objects = exact = 0
     for numbers in batches(n, 100):
         scenes = [playroom.scene(level, split, number) for number in numbers]
-        patch, _ = heads(model(pixel_values=pixels(scenes)).last_hidden_state)
+        patch, _ = heads(tower.states(model, pixels(tower, scenes)))
         guesses = {"shape": patch[SHAPE], "colour": patch[COLOUR], "size": patch[SIZE]}
         for row, scene in enumerate(scenes):
             every = True
@@ -165,11 +149,11 @@ def accuracy(model: Any, heads: Heads, level: int, split: str, n: int) -> dict[s
     return {**scores, "exact pictures": round(100 * exact / n, 2)}
 
 
-def evaluate(model: Any, heads: Heads, n: int) -> dict[str, dict[str, float]]:
+def evaluate(tower: Tower, model: Any, heads: Heads, n: int) -> dict[str, dict[str, float]]:
     """Return `accuracy` on held-out seeds and held-out pairs of both levels."""
     model.eval()
     scores = {
-        f"level {level} {split}": accuracy(model, heads, level, split, n)
+        f"level {level} {split}": accuracy(tower, model, heads, level, split, n)
         for level in (1, 2)
         for split in ("test", "pairs")
     }
@@ -177,22 +161,15 @@ def evaluate(model: Any, heads: Heads, n: int) -> dict[str, dict[str, float]]:
     return scores
 
 
-def preprocessor() -> Any:
-    """Return the image processor that does what `pixels` does, for any picture."""
-    from transformers import CLIPImageProcessorPil
-
-    side = {"height": SIDE, "width": SIDE}
-    return CLIPImageProcessorPil(
-        size=side, crop_size=side, do_center_crop=False, image_mean=MEAN, image_std=STD
-    )
-
-
-def build(folder: Path, quick: bool, log: Path | None = None, plan: Plan = PLAN) -> dict[str, Any]:
-    """Train the teacher, write it to `folder`, return what the manifest says about it."""
+def build(
+    name: str, folder: Path, quick: bool, log: Path | None = None, plan: Plan = PLAN
+) -> dict[str, Any]:
+    """Train the tower `name`, write it to `folder`, return what the manifest says about it."""
     plan = replace(QUICK, seed=plan.seed) if quick else plan
     setup(plan.seed)
-    model, progress = new_model(), Progress("aimv2", plan, log)
-    heads = Heads(192)
+    tower = TOWERS[name]
+    model, progress = tower.new(), Progress(name, plan, log)
+    heads = Heads(WIDTH)
     optimisers = Optimisers(model, heads, plan)
     parameters = sum(weight.numel() for weight in model.parameters())
     progress.say(f"{parameters / 1e6:.2f}M parameters, {plan.steps} steps of {plan.batch} pictures")
@@ -203,19 +180,18 @@ def build(folder: Path, quick: bool, log: Path | None = None, plan: Plan = PLAN)
             for slot in range(plan.batch)
         ]
         with torch.autocast("cpu", torch.bfloat16):
-            states = model(pixel_values=pixels(scenes)).last_hidden_state
-            found = losses(heads, states, scenes)
+            found = losses(heads, tower.states(model, pixels(tower, scenes)), scenes)
         torch.stack(list(found.values())).sum().backward()
         optimisers.step(step)
         progress.add(step, {name: value.item() for name, value in found.items()})
         if plan.save_every and (step + 1) % plan.save_every == 0 and step + 1 < plan.steps:
-            progress.say(str(evaluate(model, heads, 200)))
+            progress.say(str(evaluate(tower, model, heads, 200)))
             save(model, folder)
-            preprocessor().save_pretrained(folder)
+            tower.processor().save_pretrained(folder)
     save(model, folder)
-    preprocessor().save_pretrained(folder)
+    tower.processor().save_pretrained(folder)
     model.to(torch.bfloat16).to(torch.float32)  # score what is shipped
-    scores = evaluate(model, heads, 20 if quick else SCORED)
+    scores = evaluate(tower, model, heads, 20 if quick else SCORED)
     progress.say(str(scores))
     return {
         "parameters": parameters,
@@ -224,3 +200,8 @@ def build(folder: Path, quick: bool, log: Path | None = None, plan: Plan = PLAN)
         "seed": plan.seed,
         "metrics": scores,
     }
+
+
+build_aimv2, build_clip, build_siglip2 = (
+    partial(build, name) for name in ("aimv2", "clip", "siglip2")
+)

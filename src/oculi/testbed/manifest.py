@@ -30,6 +30,11 @@ _PURPOSE = {
         'linear head reads off their patch; "pairs" are the colour-shape pairs held out of '
         "training. 200 pictures each."
     ),
+    "clip": "CLIP vision tower, with a class token; pictures, training and scores as of aimv2.",
+    "siglip2": (
+        "SigLIP 2 vision tower (NaFlex: any grid of patches); pictures, training and scores as of "
+        "aimv2."
+    ),
 }
 
 
