@@ -32,7 +32,7 @@ from oculi.testbed.vocabulary import Dice
 
 # Here a batch is a number of tokens, padding included.
 PLAN = Plan(steps=4800, batch=4096, muon_lr=0.02, adam_lr=5e-3, warmup=40, save_every=400)
-AGAIN = Plan(steps=2000, batch=4096, muon_lr=0.01, adam_lr=2e-3, warmup=20, seed=1, save_every=400)
+AGAIN = Plan(steps=3000, batch=4096, muon_lr=0.01, adam_lr=2e-3, warmup=20, seed=1, save_every=400)
 QUICK = Plan(steps=3, batch=1024, muon_lr=0.02, adam_lr=1.5e-3, warmup=1, report_every=1)
 
 CONTEXT = 0.1  # weight of a token that is not part of a reply
