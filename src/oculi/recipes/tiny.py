@@ -68,7 +68,7 @@ def vora_tiny() -> Recipe:
     finetune = pretrain.model_copy(
         update={
             "name": "finetune",
-            "steps": 3000,
+            "steps": 2800,
             "plain_turns": 0.4,
             "objectives": (LmSpec(),),
             "trainable": {"llm.*": None, "vision.*": None},
