@@ -143,7 +143,8 @@ class Kills:
         safe = told.read_text().split() if told.exists() else []
         if safe and safe[-1] not in [path.name for path in found]:
             return f"{safe[-1]} was said to be on the disk, and is not"
-        if len(found) < min(len(set(safe)), KEPT):
+        # What was pruned for the sake of the rotten one does not come back.
+        if len(found) < min(len(set(safe)), KEPT - bool(rotten)):
             return f"{len(set(safe))} checkpoints were written, and {len(found)} are left"
         return ""
 
