@@ -285,7 +285,9 @@ def merge(
 @one_line_errors
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="a run or an exported folder")],
-    task: Annotated[str, typer.Option(help="playroom:1 to playroom:5, ...:pairs, or a data file")],
+    task: Annotated[
+        str, typer.Option(help="playroom:1 to playroom:5, ...:pairs, ...@WxH, or a data file")
+    ],
     blind: Annotated[bool, typer.Option("--blind", help="ask without the images")] = False,
     above_blind: Annotated[
         bool, typer.Option("--above-blind", help="ask both ways; exit 1 unless clearly above blind")

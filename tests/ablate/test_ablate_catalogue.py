@@ -8,12 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from oculi.ablate import engine, vora_scaling
+from oculi.ablate import engine, vora_mixture, vora_scaling
 from oculi.ablate.catalogue import ABLATIONS, find_ablation
 from oculi.ablate.spec import Ablation, Claim, Row, difference
 from oculi.ablate.vora_parts import TABLE_2
+from oculi.data.index import sample_length
+from oculi.data.source import Mixture, open_source, open_sources
 from oculi.errors import AblationError, RecipeError
 from oculi.recipe import DistillSpec, Recipe
+from oculi.recipes.tiny import vora_tiny
+from oculi.testbed import playroom
+from oculi.training.build import build_processor, recut
 
 ROOT = Path(__file__).parents[2]
 ALL = pytest.mark.parametrize("ablation", ABLATIONS.values(), ids=list(ABLATIONS))
@@ -98,6 +103,59 @@ def test_scaling_changes_the_samples_alone() -> None:
         base = vora_scaling.vora() if method == "vora" else vora_scaling.llava()
         stage = base.stages[0].model_copy(update={"steps": int(steps)})
         assert recipe == base.model_copy(update={"stages": (stage, base.stages[1])})
+
+
+def test_the_mixture_is_the_papers_and_the_rows_differ_in_it_alone() -> None:
+    recipes = engine.recipes_of(ABLATIONS["vora-mixture"], quick=False)
+    alone, mixed, same_steps = (recipes[row].stages[0] for row in vora_mixture.ROWS)
+    for stage in (mixed, same_steps):
+        assert stage.model_copy(update={"data": alone.data, "steps": alone.steps}) == alone
+        rows = open_sources(stage.data)
+        assert isinstance(rows, Mixture)
+        kinds = [rows.place(place)[0] for place in range(0, len(rows), 997)]
+        assert kinds.count(1) / kinds.count(0) == pytest.approx(6.4 / 30.4, rel=0.02)
+    pictures = mixed.steps * 30.4 / 36.8
+    assert (pictures, same_steps.steps) == (pytest.approx(alone.steps, abs=1), alone.steps)
+    assert alone.single_turns == 0  # or a dialogue would lose the scene that it is about
+
+
+def test_dialogues_of_the_mixture_fit() -> None:
+    stage = engine.recipes_of(ABLATIONS["vora-mixture"], quick=False)["mixed"].stages[0]
+    rows, processor = open_source(stage.data[1]), build_processor(vora_tiny().model)
+    assert max(sample_length(rows[i], processor) for i in range(200)) <= stage.length
+
+
+def test_anyres_has_the_cells_that_it_says() -> None:
+    found = ABLATIONS["vora-anyres"]
+    grid = found.grid
+    assert grid is not None
+    sizes = {cell.name: tuple(map(int, cell.name.split("x"))) for cell in grid.cells}
+    assert len(sizes) == 15 and list(found.tasks) == list(sizes)
+    assert {w / h for w, h in sizes.values()} == {1 / 2, 2 / 3, 1, 3 / 2, 2}
+    assert {min(size) for size in sizes.values()} == {56, 84, 112}
+    # What is claimed: the cells whose objects have as many pixels as in the square of pre-training.
+    kept = {cell.name for cell in grid.cells if cell.claimed}
+    assert kept == {name for name, size in sizes.items() if min(size) == 84} - {"84x84"}
+    for name in sizes:
+        a, b = (playroom.item(1, "test", 7, size) for size in (sizes[name], (84, 84)))
+        ratio = a.scene.objects[0].radius / b.scene.objects[0].radius
+        assert ratio == pytest.approx(min(sizes[name]) / 84)
+
+
+def test_anyres_pre_trains_on_squares_and_cuts_cells_natively() -> None:
+    found = ABLATIONS["vora-anyres"]
+    recipes = engine.recipes_of(found, quick=False)
+    square, native = recipes["square"], recipes["native"]
+    *before, last = native.stages
+    assert square.stages == (*before, last.model_copy(update={"images": None}))
+    processor = build_processor(square.model)
+    sizes = [tuple(map(int, name.split("x"))) for name in found.tasks]
+    pre, fine = (recut(processor, native.images_of(n)).image_processor for n in (1, 2))
+    assert all(pre.grid(*size) == (6, 6) for size in sizes)
+    for width, height in sizes:  # whole patches, none of them scaled
+        assert fine.grid(width, height) == (height / 14, width / 14)
+    trained = {source.size for source in last.data}
+    assert set(sizes) < trained and len(trained) == 25
 
 
 def test_rows_with_other_data_are_refused() -> None:

@@ -12,7 +12,7 @@ import pytest
 from helpers import Tiny, tiny_recipe
 from oculi.ablate import engine, runs
 from oculi.ablate.spec import Ablation, Claim, Curves, Levels, Lines, Row, difference
-from oculi.errors import AblationError
+from oculi.errors import AblationError, RecipeError
 from oculi.recipe import Recipe, load
 from oculi.training.loop import NonFiniteError
 
@@ -196,6 +196,50 @@ def test_what_was_decided_cannot_be_changed(
     with pytest.raises(AblationError, match=said):
         world.ablate(change(ablation), tmp_path / "out", seeds=seeds, resume=True)
     assert (tmp_path / "out" / "claims.json").read_bytes() == frozen
+
+
+def other_data(ablation: Ablation, **changes: Any) -> Ablation:
+    row = replace(
+        ablation.rows[1],
+        overrides=("stages.1.data=[{kind: playroom, level: 1, samples: 9}]", "stages.0.lr=1e-3"),
+    )
+    return replace(ablation, rows=(ablation.rows[0], row), **changes)
+
+
+def test_rows_may_differ_in_data_if_the_ablation_says_so(
+    world: World, ablation: Ablation, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=r"same data in the same order: stages.1.data"):
+        world.ablate(other_data(ablation), tmp_path / "out")
+    world.loss = lambda row, seed: 0.5 + 0.5 * (row == "plain")
+    varied = other_data(ablation, varied=("data",))
+    world.ablate(varied, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "claims.json").read_text())["varied"] == ["data"]
+    said = "Rows differ in data by design"
+    assert any(line.startswith(said) for line in world.said[:3])
+    assert said in (tmp_path / "out" / "report.md").read_text()
+    # All else that decides the samples is still checked.
+    longer = replace(varied.rows[1], overrides=(*varied.rows[1].overrides, "stages.0.batch=3"))
+    with pytest.raises(RecipeError, match=r"stages.0.batch: was 4, is 3"):
+        engine.recipes_of(replace(varied, rows=(varied.rows[0], longer)), quick=False)
+    with pytest.raises(ValueError, match="cannot vary in colour"):
+        replace(ablation, varied=("data", "colour"))
+
+
+def test_one_seed_needs_an_ablation_that_can_do_with_it(
+    world: World, ablation: Ablation, tmp_path: Path
+) -> None:
+    with pytest.raises(AblationError, match=r"made-up with --seeds 1: .* needs 2 or more"):
+        world.ablate(ablation, tmp_path / "out", seeds=1)
+    assert not (tmp_path / "out").exists()
+    report = world.ablate(replace(ablation, least_seeds=1), tmp_path / "out", seeds=1)
+    assert [one.verdict for one in report.judged()] == ["not decidable"]
+
+
+def test_what_is_frozen_is_as_before_where_nothing_new_is_used(ablation: Ablation) -> None:
+    """Or an ablation that was begun before could not be resumed."""
+    plan = engine.plan_of(ablation, engine.recipes_of(ablation, False), 2, False)
+    assert plan["tasks"] is None and plan["varied"] is None
 
 
 def test_folders_that_are_not_for_it(world: World, ablation: Ablation, tmp_path: Path) -> None:

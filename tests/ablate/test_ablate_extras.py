@@ -129,6 +129,28 @@ def test_what_is_measured_is_kept(trained: Path, tiny: Tiny, monkeypatch: Any) -
     assert measure(recipe, trained, ("blocks", "text"), quick=True).values == first.values
 
 
+def test_tasks_are_asked_of_the_last_stage_and_kept(
+    trained: Path, tiny: Tiny, monkeypatch: Any
+) -> None:
+    tasks = {"wide": "playroom:1@32x16", "square": "playroom:1@16x16"}
+    first = measure(one_stage(tiny), trained, (), quick=True, tasks=tasks)
+    # Patches of 4 pixels, at most 16 of them: the wide picture is scaled.
+    assert (first.values["tokens@square"], first.values["tokens@wide"]) == (16, 15)
+    for name in tasks:
+        right = first.answers[f"score@{name}"]
+        assert len(right) == runs.QUICK_QUESTIONS
+        assert first.values[f"score@{name}"] == sum(right) / len(right)
+    lines = (trained / "evals" / "pretrain-playroom-1@32x16" / "answers.jsonl").read_text()
+    assert len(lines.splitlines()) == runs.QUICK_QUESTIONS
+
+    def again(*args: Any, **named: Any) -> None:
+        raise AssertionError("asked twice")
+
+    monkeypatch.setattr("oculi.ablate.asking.evaluate", again)
+    second = measure(one_stage(tiny), trained, (), quick=True, tasks=tasks)
+    assert second.values == first.values and second.answers == first.answers
+
+
 def test_no_distillation_has_no_blocks(tiny: Tiny, tmp_path: Path) -> None:
     recipe = one_stage(
         tiny,

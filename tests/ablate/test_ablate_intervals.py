@@ -95,6 +95,11 @@ def test_rank_correlation() -> None:
         (-0.4, -0.2, "within", 0.1, "not confirmed"),
         (-0.4, 0.4, "within", 0.1, "not decidable"),
         (0.0, 0.0, "above", 0.0, "not confirmed"),  # no effect at all
+        (-0.05, 0.4, "above", -0.1, "confirmed"),  # not worse
+        (-0.2, 0.4, "above", -0.1, "not decidable"),
+        (-0.4, 0.05, "below", -0.1, "confirmed"),
+        (0.05, 0.2, "below", -0.1, "not decidable"),
+        (0.2, 0.4, "below", -0.1, "not confirmed"),
     ],
 )
 def test_verdict(low: float, high: float, direction: str, threshold: float, wanted: str) -> None:

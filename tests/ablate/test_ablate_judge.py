@@ -107,6 +107,53 @@ def test_exact_match_has_to_survive_other_seeds() -> None:
     assert found.verdict == "not decidable"
 
 
+def two_cells(seeds: int, lost: int) -> dict[tuple[str, int], Measured]:
+    """Of 1,000 questions that are right in one cell, so many are wrong in the other."""
+    square, wide = (True,) * 1000, (False,) * lost + (True,) * (1000 - lost)
+    answers = {"score@1x1": square, "score@2x1": wide}
+    scores = {name: sum(right) / 1000 for name, right in answers.items()}
+    return {("a", seed): run(answers, **scores) for seed in range(seeds)}
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize(
+    ("lost", "wanted"), [(10, "confirmed"), (30, "not decidable"), (60, "not confirmed")]
+)
+def test_two_metrics_of_one_run_are_paired_by_question(seeds: int, lost: int, wanted: str) -> None:
+    """One seed will do then; its interval is over questions, and no narrower with more that agree."""
+    effect = Contrast((Term(1, "a", "score@1x1"), Term(-1, "a", "score@2x1")))
+    claim = Claim("c", "p", effect, "below", -0.03)
+    found = judge(claim, two_cells(seeds, lost), range(seeds))
+    assert found.verdict == wanted and found.interval is not None
+    share = lost / 1000
+    error = (share * (1 - share) / 1000) ** 0.5
+    assert found.interval.effect == pytest.approx(share)
+    assert found.interval.high - share == pytest.approx(1.96 * error, rel=0.1, abs=0.001)
+    assert found.sample.startswith("1 seed," if seeds == 1 else "3 seeds,")
+    assert claim.where() == "below 3.0 points"
+
+
+def test_one_seed_decides_nothing_that_is_not_asked() -> None:
+    claim = Claim("c", "p", difference("a", "b", "loss"), "below", 0.0)
+    found = judge(claim, planted(-0.5, 0.001), [0])
+    assert (found.verdict, found.why) == ("not decidable", "one seed has no interval for loss")
+
+
+@pytest.mark.parametrize(
+    ("direction", "threshold", "said"),
+    [
+        ("above", 0.01, "above 1.0 points"),
+        ("above", -0.02, "above -2.0 points"),
+        ("below", 0.01, "below -1.0 points"),
+        ("below", 0.0, "below 0.0 points"),
+        ("within", 0.02, "within ±2.0 points"),
+    ],
+)
+def test_where_a_claim_is_confirmed(direction: Direction, threshold: float, said: str) -> None:
+    claim = Claim("c", "p", difference("a", "b", "score"), direction, threshold)
+    assert claim.where() == said
+
+
 def test_questions_must_be_the_same() -> None:
     runs = asked(30, 2)
     runs["b", 1] = run({"score": (True,)}, score=1.0)

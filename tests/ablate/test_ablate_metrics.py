@@ -100,6 +100,7 @@ def test_a_log_is_read_by_stage(tmp_path: Path) -> None:
 
 
 def test_names_and_units() -> None:
+    assert named("score@168x84").title == "168x84" and named("score@168x84").percent
     assert named("score:colour").title == "colour" and named("block.3").title == "block 3"
     assert shown_value("score", 0.5512) == "55.1 %" and shown_value("loss", 0.5) == "0.500"
     assert shown_difference("score", 0.024, 0.01, 0.03) == "+2.4 points [+1.0, +3.0]"

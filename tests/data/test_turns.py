@@ -78,6 +78,13 @@ def test_no_share_and_single_turns_change_nothing() -> None:
     assert all(len(TurnDraws(0, 1.0)(n, TALK).messages) == 2 for n in range(100))
 
 
+def test_a_conversation_without_pictures_stays_whole() -> None:
+    """Its scene is told in words, mostly in the first turn."""
+    told = sample("told", "A cup is red. What is red?", "a cup", "Which colour has it?", "red")
+    draws = TurnDraws(0, 1.0, 1.0)
+    assert all(draws(position, told) == told for position in range(20))
+
+
 def test_a_plain_turn_is_the_pictures_and_the_answer() -> None:
     alone = plain(single_turn(TALK, 2))
     assert alone.messages[0].content == (ImageSlot(0), ImageSlot(1))

@@ -55,6 +55,15 @@ def test_playroom(name: str) -> None:
     assert open_task(name).name == name and PLAYROOM_QUESTIONS == 2000
 
 
+@pytest.mark.parametrize("name", ["playroom:1", "playroom:1:pairs"])
+def test_playroom_at_another_size_asks_the_same(name: str) -> None:
+    plain, wide = open_task(name).load(12), open_task(f"{name}@168x84").load(12)
+    for a, b in zip(plain, wide, strict=True):
+        assert (a.id, a.group, a.text, a.answer) == (b.id, b.group, b.text, b.answer)
+        assert b.images[0].size() == b.images[0].load().size == (168, 84)
+    assert open_task(f"{name}@168x84").name == f"{name}@168x84"
+
+
 def test_playroom_asks_nothing_that_was_trained_on() -> None:
     trained = {playroom.item(1, "train", i).picture.load().tobytes() for i in range(50)}
     asked = {q.images[0].load().tobytes() for q in open_task("playroom:1").load(50)}
@@ -68,6 +77,9 @@ def test_playroom_asks_nothing_that_was_trained_on() -> None:
         ("playroom", "there are playroom:1"),
         ("playroom:1:pair", 'did you mean "playroom:1:pairs"?'),
         ("playrom:1", 'neither a task nor a file; did you mean "playroom:1"?'),
+        ("playroom:6@84x84", 'did you mean "playroom:'),
+        ("playroom:1@84", "write width x height in pixels, as @168x84"),
+        ("playroom:1@0x84", "write width x height in pixels"),
         ("nothing.json", "neither a task nor a file; tasks are"),
     ],
 )
@@ -76,6 +88,11 @@ def test_an_unknown_task_names_the_nearest(name: str, said: str) -> None:
         open_task(name)
     assert said in str(caught.value) and f'"{name}"' in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_task_of_pictures_too_small_to_draw() -> None:
+    with pytest.raises(DataError, match=r"\(84, 8\) pixels; each side needs 16"):
+        open_task("playroom:1@84x8")
 
 
 def test_a_data_file_is_a_task(tmp_path: Path) -> None:

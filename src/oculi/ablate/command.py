@@ -18,7 +18,7 @@ EXAMPLE = "Example: oculi ablate vora-table2 --seeds 3 --out runs/table2"
 def ablate(
     name: Annotated[str | None, typer.Argument(help="an ablation; see --list")] = None,
     seeds: Annotated[
-        int | None, typer.Option(min=2, max=20, help="runs of each row; else 3, with --quick 2")
+        int | None, typer.Option(min=1, max=20, help="runs of each row; else 3, with --quick 2")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="its folder; else runs/NAME")] = None,
     runs: Annotated[

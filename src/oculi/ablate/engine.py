@@ -20,7 +20,7 @@ from oculi.ablate.judge import QUICK
 from oculi.ablate.metrics import relative_steps, shown_value
 from oculi.ablate.report import Report
 from oculi.ablate.runs import Measured, finish, measure
-from oculi.ablate.spec import Ablation, Row
+from oculi.ablate.spec import ORDER, Ablation, Row
 from oculi.errors import AblationError, RecipeError
 from oculi.recipe import Recipe, override, validate
 from oculi.testbed import CHECKPOINTS
@@ -44,7 +44,7 @@ def run_ablation(
 
     Args:
         ablation: what to do.
-        seeds: number of seeds, from 0; at least 2.
+        seeds: number of seeds, from 0; at least the ablation's least.
         out: its folder; must be new, unless ``resume``.
         runs: where the runs are; None: ``out/runs``. Finished ones of the same recipe are taken as they
             are, so that ablations of the same rows can share them.
@@ -53,9 +53,11 @@ def run_ablation(
         say: told in lines what is going on; first of all, the claims.
 
     Raises:
-        AblationError: the folder is taken, its claims are others, or a run is of another recipe.
+        AblationError: too few seeds, the folder is taken, its claims are others, or a run is of
+            another recipe.
         Stopped, DiskError, DataError, ...: as ``oculi.train`` does; ``resume`` goes on.
     """
+    check_seeds(ablation, seeds)
     recipes = recipes_of(ablation, quick)
     plan = plan_of(ablation, recipes, seeds, quick)
     check_folder(out, resume)
@@ -73,7 +75,9 @@ def run_ablation(
             run = (runs or out / "runs") / f"{row}-seed{seed}"
             say(f"run {number} of {len(work)}: {run.name}")
             trained += finish(recipe, run)
-            results[row, seed] = found = measure(recipe, run, ablation.extras, quick)
+            results[row, seed] = found = measure(
+                recipe, run, ablation.extras, quick, ablation.tasks
+            )
             pace = (time.monotonic() - began) / trained if trained else 0.0
             say(f"  {_summary(found)}; about {pace * (len(work) - number) / 60:.1f} min left")
             if number % len(recipes) == 0:
@@ -85,16 +89,27 @@ def run_ablation(
     return report
 
 
+def check_seeds(ablation: Ablation, seeds: int) -> None:
+    """Raises AblationError for fewer seeds than there can be intervals over."""
+    if seeds < ablation.least_seeds:
+        raise AblationError(
+            f"{ablation.name} with --seeds {seeds}: its intervals are over seeds, so it needs "
+            f"{ablation.least_seeds} or more"
+        )
+
+
 def recipes_of(ablation: Ablation, quick: bool) -> dict[str, Recipe]:
     """The resolved recipe of every row, with seed 0.
 
     Raises:
-        RecipeError: an override is wrong, or the rows would not see the same data in the same order.
+        RecipeError: an override is wrong, or the rows would not see the same data in the same order
+            and the ablation does not say that they vary in it.
     """
     made = {row.name: _recipe(ablation, row, quick) for row in ablation.rows}
     first, *others = made
     for name in others:
-        if changed := first_difference(_order(made[first]), _order(made[name])):
+        a, b = (_order(made[row], ablation.varied) for row in (first, name))
+        if changed := first_difference(a, b):
             raise RecipeError(
                 f"rows {first} and {name} of {ablation.name} would not see the same data in the same "
                 f"order: stages.{changed}"
@@ -107,9 +122,9 @@ def _recipe(ablation: Ablation, row: Row, quick: bool) -> Recipe:
     return quickened(recipe) if quick else recipe
 
 
-def _order(recipe: Recipe) -> list[dict[str, Any]]:
-    """All that decides which samples a step sees; the number of steps does not."""
-    keys = {"name", "data", "batch", "length", "single_turns", "plain_turns", "crop"}
+def _order(recipe: Recipe, varied: Sequence[str]) -> list[dict[str, Any]]:
+    """All that decides which samples a step sees, but that in which rows vary by design."""
+    keys = set(ORDER.difference(varied))
     return [stage.model_dump(mode="json", include=keys) for stage in recipe.stages]
 
 
@@ -142,6 +157,8 @@ def plan_of(
         "claims": [claim.to_json(seeds) for claim in ablation.claims],
         "testbed": _testbed(),
         "levels": ablation.levels and dict(ablation.levels.shares),
+        "tasks": dict(ablation.tasks) or None,
+        "varied": list(ablation.varied) or None,
         "rows": {
             name: recipe.model_dump(mode="json", exclude={"seed"})
             for name, recipe in recipes.items()
@@ -193,7 +210,7 @@ def announcement(ablation: Ablation, seeds: int, quick: bool) -> list[str]:
     """What is claimed and how it will be decided."""
     head = f"{ablation.name} ({ablation.source}): {ablation.question}"
     lines = [line for claim in ablation.claims for line in claim.lines(seeds)]
-    return [head, *([QUICK] if quick else []), *lines]
+    return [head, *([QUICK] if quick else []), *ablation.differences(), *lines]
 
 
 def _derive(ablation: Ablation, results: dict[tuple[str, int], Measured], seed: int) -> None:

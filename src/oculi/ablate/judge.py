@@ -10,7 +10,7 @@ import numpy as np
 
 from oculi.ablate import intervals
 from oculi.ablate.intervals import Interval
-from oculi.ablate.metrics import shown_difference
+from oculi.ablate.metrics import Floats, shown_difference
 from oculi.ablate.runs import Measured
 from oculi.ablate.spec import Claim, Contrast, Correlation, Shares
 from oculi.errors import AblationError
@@ -91,23 +91,36 @@ def _contrast(
         sum(term.weight * _value(results, term.row, seed, term.metric) for term in effect.terms)
         for seed in seeds
     ]
-    over_seeds = intervals.student(per_seed)
-    runs = [results[term.row, seed] for term in effect.terms for seed in seeds]
-    metric = effect.metric
-    if any(term.metric != metric for term in effect.terms) or metric not in runs[0].answers:
-        return over_seeds, None
-    if len({len(run.answers[metric]) for run in runs}) > 1:
-        raise AblationError(f"runs were asked different numbers of questions for {metric}")
-    per_question = np.array(
-        [
-            sum(
-                term.weight * np.array(results[term.row, seed].answers[metric], float)
-                for term in effect.terms
-            )
-            for seed in seeds
-        ]
-    )
-    return intervals.wider(over_seeds, intervals.bootstrap(per_question)), per_question.shape[1]
+    per_question = _per_question(effect, results, seeds)
+    if per_question is None:
+        if len(seeds) == 1:
+            raise Missing(f"one seed has no interval for {effect.metric}")
+        return intervals.student(per_seed), None
+    over_questions = intervals.bootstrap(per_question)
+    if len(seeds) == 1:
+        return over_questions, per_question.shape[1]
+    both = intervals.wider(intervals.student(per_seed), over_questions)
+    return both, per_question.shape[1]
+
+
+def _per_question(effect: Contrast, results: Results, seeds: Sequence[int]) -> Floats | None:
+    """The contrast of each seed and question; None unless all of its terms are about answers.
+
+    Raises:
+        AblationError: they are not about the same number of questions.
+    """
+    answers = [
+        [results[term.row, seed].answers.get(term.metric) for term in effect.terms]
+        for seed in seeds
+    ]
+    known = [[a for a in of_seed if a is not None] for of_seed in answers]
+    if any(len(of_seed) < len(effect.terms) for of_seed in known):
+        return None
+    if len({len(a) for of_seed in known for a in of_seed}) > 1:
+        raise AblationError(f"runs were asked different numbers of questions for {effect.metric}")
+    weights = np.array([term.weight for term in effect.terms])
+    found: Floats = np.einsum("t,stq->sq", weights, np.array(known, float))
+    return found
 
 
 def _shares(effect: Shares, results: Results, seeds: Sequence[int]) -> Interval:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from oculi import durable
+from oculi.ablate.grid import grid_json, grid_lines
 from oculi.ablate.judge import QUICK, Judged, Results, judge
 from oculi.ablate.metrics import named
 from oculi.ablate.spec import Ablation, Row
@@ -107,7 +109,15 @@ class Report:
 
     def lines(self) -> list[str]:
         """For the terminal."""
-        return [*([QUICK] if self.quick else []), *self.table(), "", *self.verdicts()]
+        tables = [*self.table(), "", *self._grid(), *self.verdicts()]
+        return [*([QUICK] if self.quick else []), *tables]
+
+    def _grid(self) -> list[str]:
+        """The cells as Markdown and a blank line; nothing without a grid or before the last run."""
+        grid = self.ablation.grid
+        if grid is None or not self.complete:
+            return []
+        return [*grid_lines(grid, self.results, self.done, self.quick), ""]
 
     def markdown(self, figures: Sequence[str] = ()) -> str:
         """The page; ``figures`` are names of SVG files beside it."""
@@ -124,9 +134,10 @@ class Report:
             *self.table(), "",
         ]  # fmt: skip
         if self.complete:
+            lines += self._grid()
             lines += [
                 "## Claims", "",
-                _HOW, "",
+                " ".join([_HOW, *ablation.differences()]), "",
                 *self.verdicts(), "",
             ]  # fmt: skip
         lines += [f"![{name}]({name})" for name in figures]
@@ -136,7 +147,7 @@ class Report:
 
     def _definitions(self) -> str:
         seen = {named(column).what: column for column in self.ablation.columns}
-        said = [f"{column.split(':')[0].split('.')[0]}: {what}" for what, column in seen.items()]
+        said = [f"{re.split('[:.@]', column)[0]}: {what}" for what, column in seen.items()]
         text = "; ".join(dict.fromkeys(said)) + "."
         if levels := self.ablation.levels:
             shares = ", ".join(f"{name} {share:.0%}" for name, share in levels.shares.items())
@@ -175,8 +186,15 @@ class Report:
                 }
                 for (row, seed), run in self.results.items()
             ],
+            **self._grid_json(),
             "notes": list(self.ablation.notes),
         }  # fmt: skip
+
+    def _grid_json(self) -> dict[str, Any]:
+        grid = self.ablation.grid
+        if grid is None or not self.complete:
+            return {}
+        return {"grid": grid_json(grid, self.results, self.done, self.quick)}
 
     def write(self, path: Path) -> None:
         """The page at ``path``, its numbers and its figures beside it; raises DiskError."""

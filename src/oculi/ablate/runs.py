@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from oculi import durable
 from oculi.ablate import metrics
+from oculi.ablate.asking import Asking, evaluation, right
 from oculi.ablate.metrics import Floats
 from oculi.errors import AblationError
 from oculi.recipe import Recipe
@@ -70,10 +72,16 @@ def finish(recipe: Recipe, run: Path) -> bool:
     return True
 
 
-def measure(recipe: Recipe, run: Path, extras: tuple[str, ...], quick: bool) -> Measured:
-    """Collect what a finished run has written, and measure ``extras`` where that is not done yet."""
+def measure(
+    recipe: Recipe,
+    run: Path,
+    extras: tuple[str, ...],
+    quick: bool,
+    tasks: Mapping[str, str] | None = None,
+) -> Measured:
+    """Collect what a finished run has written, and measure the rest of ``extras`` and ``tasks``."""
     ended = str(_read(run / SIDE / "ended.json")["ended"])
-    finite, stage = ended == "finished", recipe.stages[0]
+    finite, stage = ended == "finished", next(s for s in recipe.stages if s.answers)
     curves = metrics.logged(run, stage.name)
     losses = curves.get("lm")
     if losses is None:  # not finite at the first step
@@ -90,10 +98,15 @@ def measure(recipe: Recipe, run: Path, extras: tuple[str, ...], quick: bool) -> 
         _scores(recipe, run, values, answers)
         for extra in extras:
             _EXTRAS[extra](recipe, run, quick, values, answers)
+        _tasks(recipe, run, tasks or {}, quick, values, answers)
     kept = {k: v for k, v in values.items() if math.isfinite(v)}
     newest = ckpt.newest(run / "checkpoints")
     seconds = ckpt.load_state(newest).seconds if newest else 0.0
     return Measured(kept, answers, curves, seconds, ended)
+
+
+def _last_stage(recipe: Recipe, run: Path) -> Path:
+    return run / "stages" / f"{len(recipe.stages) - 1}-{recipe.stages[-1].name}"
 
 
 def _scores(
@@ -102,13 +115,28 @@ def _scores(
     """Exact match of the recipe's evaluations after its last stage: the first, and unseen pairs."""
     for spec in recipe.evals:
         name = "pairs" if spec.task.endswith(":pairs") else "score"
-        folder = run / "evals" / f"{recipe.stages[-1].name}-{spec.task.replace(':', '-')}"
+        folder = evaluation(run / "evals", recipe.stages[-1].name, spec.task)
         result = _read(folder / "result.json")
         values[name] = result["exact"]["score"]
         if name == "score":
             values |= {f"score:{k}": group["score"] for k, group in result["groups"].items()}
-        lines = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
-        answers[name] = tuple(bool(json.loads(line)["correct"]) for line in lines)
+        answers[name] = tuple(right(folder))
+
+
+def _tasks(
+    recipe: Recipe,
+    run: Path,
+    tasks: Mapping[str, str],
+    quick: bool,
+    values: dict[str, float],
+    answers: dict[str, tuple[bool, ...]],
+) -> None:
+    """Exact match and vision tokens of tasks that the recipe does not evaluate, a file each."""
+    asking = Asking(_last_stage(recipe, run), run / "evals", QUICK_QUESTIONS if quick else None)
+    for name, task in tasks.items():
+        found = _kept(run / SIDE / f"score@{name}.json", partial(asking, task))
+        values |= {f"score@{name}": found["score"], f"tokens@{name}": found["tokens"]}
+        answers[f"score@{name}"] = tuple(found["correct"])
 
 
 def _text(
@@ -122,8 +150,7 @@ def _text(
         from oculi.ablate.forgetting import before_training, text_ability
 
         questions = QUICK_QUESTIONS if quick else QUESTIONS
-        number = len(recipe.stages) - 1
-        after = text_ability(run / "stages" / f"{number}-{recipe.stages[-1].name}", questions)
+        after = text_ability(_last_stage(recipe, run), questions)
         return {"before": asdict(before_training(recipe, questions)), "after": asdict(after)}
 
     found = _kept(run / SIDE / "text.json", made)
@@ -133,6 +160,7 @@ def _text(
     values |= {
         "text_loss": after["loss"], "text_rise": after["loss"] - before["loss"],
         "text": share["after"], "text_change": share["after"] - share["before"],
+        "text_before": share["before"], "text_loss_before": before["loss"],
     }  # fmt: skip
     answers["text"] = tuple(right["after"])
 

@@ -18,6 +18,8 @@ from oculi.recipe import Recipe
 
 Direction = Literal["above", "below", "within"]
 SEEDS, QUICK_SEEDS = 3, 2
+# All of a stage that decides which samples a step sees; the number of steps does not.
+ORDER = frozenset({"name", "data", "batch", "length", "single_turns", "plain_turns", "crop"})
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ class Contrast:
     """A weighted sum of metrics of runs with one seed; its mean over seeds is the effect.
 
     The interval is Student's over the seeds. For exact match it is widened to the percentile interval
-    of 10,000 resamples of the questions, paired over rows, where that reaches further: a claim must
-    survive other seeds and other questions.
+    of 10,000 resamples of the questions, paired over terms, where that reaches further: a claim must
+    survive other seeds and other questions. With one seed that is all, and speaks of its models alone.
     """
 
     terms: tuple[Term, ...]
@@ -80,7 +82,7 @@ class Contrast:
 
     def sample(self, seeds: int) -> str:
         """What it is measured on."""
-        return f"{seeds} seeds, paired"
+        return f"{seeds} seeds, paired" if seeds > 1 else "1 seed, paired"
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,8 @@ class Claim:
         effect: what is measured.
         direction: where the paper says that the effect lies: above ``threshold``, below minus
             ``threshold``, or within it on both sides.
-        threshold: the smallest effect of interest, in the metric's unit.
+        threshold: the smallest effect of interest, in the metric's unit. Below 0 for "not worse": so
+            much on the other side still confirms it.
     """
 
     name: str
@@ -154,9 +157,9 @@ class Claim:
 
     def where(self) -> str:
         """The region that confirms it, in words."""
-        size = shown_difference(self.effect.metric, self.threshold, sign="")
-        sign = {"above": "", "below": "-" if self.threshold else "", "within": "±"}[self.direction]
-        return f"{self.direction} {sign}{size}"
+        border = (-self.threshold or 0.0) if self.direction == "below" else self.threshold
+        size = shown_difference(self.effect.metric, border, sign="")
+        return f"{self.direction} {'±' * (self.direction == 'within')}{size}"
 
     def to_json(self, seeds: int) -> dict[str, Any]:
         """For ``claims.json``."""
@@ -214,6 +217,55 @@ class Lines:
 
 
 @dataclass(frozen=True)
+class Cell:
+    """Pictures of one kind, about which the questions of all cells are asked.
+
+    Attributes:
+        name: key of its task in ``Ablation.tasks``, unique in its grid.
+        labels: its entries under ``Grid.labels``.
+        claimed: what is claimed of it by name; empty: it is measured, and nothing is claimed.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    claimed: str = ""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What one row's models lose in each cell against a reference cell, paired by question.
+
+    Attributes:
+        title: of the table. labels: headers of the cells' labels.
+        row: whose loss it is. beside: rows whose exact match is shown beside it.
+        reference: the cell that others are compared with.
+        most: the largest loss that the goal allows, a share.
+        paper: what the paper says of it; part of the claims.
+    """
+
+    title: str
+    labels: tuple[str, ...]
+    cells: tuple[Cell, ...]
+    row: str
+    reference: str
+    most: float
+    paper: str
+    beside: tuple[str, ...] = ()
+
+    def claim(self, cell: Cell) -> Claim:
+        """That the loss is as small as the goal allows."""
+        terms = (
+            Term(1, self.row, f"score@{self.reference}"),
+            Term(-1, self.row, f"score@{cell.name}"),
+        )
+        return Claim(cell.claimed or cell.name, self.paper, Contrast(terms), "below", -self.most)
+
+    def claims(self) -> tuple[Claim, ...]:
+        """Those of the cells of which something is claimed."""
+        return tuple(self.claim(cell) for cell in self.cells if cell.claimed)
+
+
+@dataclass(frozen=True)
 class Ablation:
     """A table or figure of a paper, measured again at small scale.
 
@@ -224,6 +276,11 @@ class Ablation:
         labels: headers of the rows' labels. columns: metrics of the table.
         extras: what is measured beyond the run itself: ``text`` (what the LLM has forgotten),
             ``blocks`` (cosine with the teacher by block).
+        tasks: asked of the last stage's model alone, beside the recipe's evaluations: metric
+            ``score@KEY`` by key. grid: a table of them.
+        varied: fields of stages in which rows differ by design, of those that decide which samples a
+            step sees. Without it rows must see the same ones in the same order.
+        least_seeds: with one, only claims about exact match can be decided, for that seed's models.
         notes: how this differs from the paper's set-up; part of the report.
     """
 
@@ -239,6 +296,10 @@ class Ablation:
     extras: tuple[str, ...] = ()
     levels: Levels | None = None
     notes: tuple[str, ...] = ()
+    tasks: Mapping[str, str] = field(default_factory=dict)
+    grid: Grid | None = None
+    varied: tuple[str, ...] = ()
+    least_seeds: int = 2
 
     def __post_init__(self) -> None:
         names = [row.name for row in self.rows]
@@ -248,7 +309,9 @@ class Ablation:
         for figure in self.figures:
             if isinstance(figure, Lines):
                 asked += [row for points in figure.series.values() for _, row, _ in points]
-        for name in [*asked, *([self.levels.baseline] if self.levels else [])]:
+        asked += [self.levels.baseline] if self.levels else []
+        asked += [self.grid.row, *self.grid.beside] if self.grid else []
+        for name in asked:
             if name not in names:
                 raise ValueError(f'{self.name} has no row "{name}"')
         for column in self.columns:
@@ -256,6 +319,25 @@ class Ablation:
         for row in self.rows:
             if len(row.labels) != len(self.labels):
                 raise ValueError(f"row {row.name} has {len(row.labels)} labels")
+        if unknown := sorted(set(self.varied) - ORDER):
+            raise ValueError(f"rows of {self.name} cannot vary in {', '.join(unknown)}")
+        if self.grid:
+            self._check_grid(self.grid)
+
+    def differences(self) -> list[str]:
+        """What rows differ in by design, and what pairs them then; empty if that is their samples."""
+        if not self.varied:
+            return []
+        return [
+            f"Rows differ in {', '.join(self.varied)} by design: runs of a seed share their beginning "
+            "and the questions that they are asked, not the samples that they learn."
+        ]
+
+    def _check_grid(self, grid: Grid) -> None:
+        _unique([cell.name for cell in grid.cells], "cells")
+        for name in [grid.reference, *(cell.name for cell in grid.cells)]:
+            if name not in self.tasks:
+                raise ValueError(f'{self.name} has no task for the cell "{name}"')
 
 
 def difference(row: str, versus: str, metric: str) -> Contrast:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +48,8 @@ def open_task(name: str, image_root: str | None = None) -> Task:
     """A task by name or file.
 
     ``playroom:LEVEL`` are held-out scenes, ``playroom:LEVEL:pairs`` scenes with colour-shape pairs
-    that no training picture holds, where the level has such; anything else is a data file or a folder
-    of prepared data.
+    that no training picture holds, where the level has such; ``@WIDTHxHEIGHT`` behind either has the
+    same scenes drawn at that size, in pixels. Anything else is a data file or a folder of prepared data.
 
     Raises:
         DataError: there is no such task or file, or a row of it is bad.
@@ -89,18 +90,34 @@ def _playroom_tasks() -> list[str]:
 
 
 def _playroom(name: str) -> Task:
-    parts = name.split(":")
+    from oculi.testbed import playroom
+
+    scenes, at, pixels = name.partition("@")
+    parts = scenes.split(":")
     known = _playroom_tasks()
-    if name not in known:
-        raise DataError(f'no task "{name}"{nearest(name, known)}; there are {", ".join(known)}')
+    if scenes not in known:
+        raise DataError(f'no task "{name}"{nearest(scenes, known)}; there are {", ".join(known)}')
     split: Literal["pairs", "test"] = "pairs" if parts[-1] == "pairs" else "test"
+    level, size = int(parts[1]), _size(pixels, name) if at else None
+    playroom.scene(level, split, 0, size)  # raises DataError for a size too small to be drawn
 
     def load(limit: int | None) -> list[Question]:
         count = PLAYROOM_QUESTIONS if limit is None else limit
-        rows = PlayroomRows(PlayroomSource(level=int(parts[1]), samples=max(1, count), split=split))
+        rows = PlayroomRows(
+            PlayroomSource(level=level, samples=max(1, count), split=split, size=size)
+        )
         return [questions(rows[i], rows.item(i).question.kind)[0] for i in range(count)]
 
     return Task(name, load)
+
+
+def _size(text: str, name: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if found is None:
+        raise DataError(
+            f'the task "{name}" has no size after its "@": write width x height in pixels, as @168x84'
+        )
+    return int(found[1]), int(found[2])
 
 
 def questions(sample: Sample, group: str | None = None) -> list[Question]:
