@@ -5,9 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN ?= runs/demo
 # Shorter than the recipe's own, so that the whole demo takes minutes.
-DEMO_SEE ?= 200
-DEMO_PRETRAIN ?= 400
-DEMO_FINETUNE ?= 400
+DEMO_SEE ?= 150
+DEMO_PRETRAIN ?= 350
+DEMO_FINETUNE ?= 300
 
 .PHONY: env demo test lint format nightly clean
 
@@ -46,7 +46,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 nightly: $(STAMP)
-	$(BIN)/pytest -m "slow or not slow"
+	OCULI_LONG=1 $(BIN)/pytest -m "slow or not slow"
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info
