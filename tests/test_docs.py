@@ -35,7 +35,7 @@ SMALL_PAPER = [
 SMALL_TINY = ["stages.2.steps=2", "stages.2.batch=4"]
 SMALL_VORA = [*SMALL_PAPER, "model.lora.rank=4", "model.lora.blocks=5"]
 SMALL = {  # of recipes at the size of a paper, or of three stages
-    "vora_tiny": SMALL_TINY,
+    "vora_see_tiny": SMALL_TINY,
     "vora": SMALL_VORA,
     "vora_8m": SMALL_VORA,
     "vora_anyres": SMALL_VORA,

@@ -452,10 +452,8 @@ def test_llava_tiny_stands_beside_vora_tiny() -> None:
     assert ours.model.vision.init_from == beside.model.vision.init_from
     assert (ours.seed, ours.evals, ours.model.llm) == (beside.seed, beside.evals, beside.model.llm)
     assert ours.model.images == beside.model.images
-    see, *others = beside.stages
-    assert see.name == "see"  # the tower has learnt to
     differ = {"objectives", "trainable", "merge_lora"}
-    for one, other in zip(ours.stages, others, strict=True):
+    for one, other in zip(ours.stages, beside.stages, strict=True):
         assert one.model_dump(exclude=differ) == other.model_dump(exclude=differ)
 
 

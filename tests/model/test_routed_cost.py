@@ -19,7 +19,7 @@ GRID, TEXT = (8, 8), 32  # the largest picture of vora_tiny, and a question
 
 def build(*changes: str) -> Any:
     """``vora_tiny``'s model as it is served."""
-    recipe = override(vora_tiny(), ["stages.1.merge_lora=false", *changes])
+    recipe = override(vora_tiny(), ["stages.0.merge_lora=false", *changes])
     model = build_model(recipe.model, build_processor(recipe.model), recipe.seed)
     add_lora(model, recipe.model, recipe.seed)
     return model.eval()

@@ -21,8 +21,8 @@ def test_a_multiply_accumulate_per_parameter_and_image_token() -> None:
     mergeable = lora()
     routed = lora(
         "model.lora.routed=true",
-        "stages.1.merge_lora=false",
-        'stages.2.trainable={"llm.*.lora_?": null}',
+        "stages.0.merge_lora=false",
+        'stages.1.trainable={"llm.*.lora_?": null}',
     )
     assert routed["parameters"] == mergeable["parameters"]
     assert mergeable["forward"] == mergeable["parameters"] * 96

@@ -35,13 +35,9 @@ EVALS = (
 
 
 def pretraining() -> Recipe:
-    """``vora_tiny``'s pre-training alone, at a constant learning rate, every step logged.
-
-    What comes before it there is not the paper's.
-    """
+    """``vora_tiny``'s pre-training alone, at a constant learning rate, every step logged."""
     recipe = vora_tiny()
-    *_, pretrain, _ = recipe.stages
-    stage = pretrain.model_copy(
+    stage = recipe.stages[0].model_copy(
         update={"steps": STEPS, "schedule": "constant", "log_every": 1, "checkpoint_every": 175}
     )
     update = {"name": "vora_ablation", "stages": (stage,), "evals": EVALS, "keep_last": 1}

@@ -17,7 +17,7 @@ from __future__ import annotations
 from oculi.ablate.spec import Ablation, Cell, Claim, Contrast, Grid, Lines, Row, Term, difference
 from oculi.ablate.vora import SCORE
 from oculi.recipe import ImageSpec, PlayroomSource, Recipe
-from oculi.recipes.tiny import vora_tiny
+from oculi.recipes.tiny import vora_see_tiny
 
 SQUARE = 84  # pixels, of pre-training
 ASPECTS = {"1:2": (1, 2), "2:3": (2, 3), "1:1": (1, 1), "3:2": (3, 2), "2:1": (2, 1)}
@@ -44,8 +44,8 @@ def cell(side: int, aspect: str) -> str:
 
 
 def square_first() -> Recipe:
-    """``vora_tiny`` that pads every picture to a square of 84 pixels; fine-tuned on many sizes."""
-    recipe = vora_tiny()
+    """``vora_see_tiny`` that pads every picture to a square of 84 pixels; fine-tuned on many sizes."""
+    recipe = vora_see_tiny()
     often = {"log_every": 1, "checkpoint_every": 250}
     *before, finetune = (stage.model_copy(update=often) for stage in recipe.stages)
     pictures = tuple(

@@ -16,7 +16,7 @@ _LEAST, _MOST = _STEPS[0], _STEPS[-1]
 
 def _of_two_stages(beside: Callable[[], Recipe]) -> Recipe:
     recipe = beside()
-    *_, pretrain, finetune = recipe.stages
+    pretrain, finetune = recipe.stages
     often = {"log_every": 1, "checkpoint_every": 250}
     stages = (
         pretrain.model_copy(update={"schedule": "constant", "warmup_steps": 50, **often}),

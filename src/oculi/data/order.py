@@ -35,10 +35,9 @@ def sample_numbers(seed: int, start: int, count: int, total: int) -> NDArray[np.
     return result
 
 
-def stage_seed(seed: int, stage: str) -> int:
-    """The seed of a run's stage of this name: two recipes that share it draw in the same order."""
-    words = np.random.SeedSequence([seed, *stage.encode()]).generate_state(1, np.uint64)
-    return int(words[0] >> 1)
+def stage_seed(seed: int, stage: int) -> int:
+    """The seed of stage number ``stage`` of a run: no two stages of any two runs share an order."""
+    return int(np.random.SeedSequence([seed, stage]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def random_words(seed: int, start: int, count: int) -> NDArray[np.uint64]:

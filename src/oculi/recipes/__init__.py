@@ -12,12 +12,21 @@ from oculi.errors import RecipeError, nearest
 from oculi.recipe import Recipe, load
 from oculi.recipe_problems import first_problem
 from oculi.recipes.llava import llava, llava_aimv2
-from oculi.recipes.tiny import llava_tiny, vora_tiny
+from oculi.recipes.tiny import llava_tiny, vora_see_tiny, vora_tiny
 from oculi.recipes.vora import vora, vora_8m, vora_anyres
 
 BUILTIN: dict[str, Callable[[], Recipe]] = {
     recipe.__name__: recipe
-    for recipe in (vora, vora_8m, vora_anyres, llava, llava_aimv2, vora_tiny, llava_tiny)
+    for recipe in (
+        vora,
+        vora_8m,
+        vora_anyres,
+        llava,
+        llava_aimv2,
+        vora_tiny,
+        vora_see_tiny,
+        llava_tiny,
+    )
 }
 
 

@@ -192,7 +192,7 @@ class Run:
         self.step, self.monitor = 0, Monitor()
 
     def _train_stage(self, number: int, stage: Stage) -> None:
-        torch.manual_seed(stage_seed(self.recipe.seed, stage.name))  # of new heads
+        torch.manual_seed(stage_seed(self.recipe.seed, number))  # of new heads
         terms = build_objectives(stage.objectives, self.model)
         module = TrainModule(self.model, terms, stage.checkpointing)
         names = list(canonical_parameters(module))
@@ -223,7 +223,7 @@ class Run:
 
         if self.step < stage.steps:
             run_stage(
-                module, stage, self._steps(stage), optimizer, list(parameters.values()),
+                module, stage, self._steps(stage, number), optimizer, list(parameters.values()),
                 self.device, self.log, start=self.step, steps_before=self._steps_before(number),
                 on_checkpoint=checkpoint, on_step=self.saver.check, monitor=self.monitor,
                 stopper=self.stopper, ranks=self.ranks,
@@ -354,11 +354,11 @@ class Run:
         }
         ckpt.restore(parameters, wanted, self.out)
 
-    def _steps(self, stage: Stage) -> Steps:
+    def _steps(self, stage: Stage, number: int) -> Steps:
         return Steps(
             open_sources(stage.data),
             self.processor,
-            seed=stage_seed(self.recipe.seed, stage.name),
+            seed=stage_seed(self.recipe.seed, number),
             steps=stage.steps,
             batch=stage.batch,
             pack_length=stage.pack_length or stage.length,
