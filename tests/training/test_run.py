@@ -22,7 +22,7 @@ from helpers import (
 )
 from oculi.errors import CheckpointError, DataError, OculiError, RecipeError
 from oculi.export.load import load_processor, load_unmerged
-from oculi.recipe import Recipe, load, override, validate
+from oculi.recipe import EvalSpec, Recipe, load, override, validate
 from oculi.training import checkpoint as ckpt
 from oculi.training import loop
 from oculi.training.folder import lock
@@ -258,6 +258,24 @@ def test_evaluations_of_every_stage(tiny: Tiny, tmp_path: Path) -> None:
     result = json.loads((run / "evals" / "finetune-rows-blind" / "result.json").read_text())
     assert result["blind"] is True and result["exact"]["n"] == 3
     assert result["stage"] == "finetune"
+
+
+def test_a_stage_that_learns_no_answers_is_not_asked(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = tiny_recipe(tiny)
+    pretrain, finetune = recipe.stages
+    see = pretrain.model_copy(
+        update={"name": "see", "objectives": pretrain.objectives[1:], "merge_lora": False}
+    )
+    assert pretrain.answers and not see.answers
+    recipe = recipe.model_copy(
+        update={
+            "stages": tuple(s.model_copy(update={"steps": 1}) for s in (see, pretrain, finetune)),
+            "evals": (EvalSpec(task="playroom:1", limit=1, blind=False),),
+        }
+    )
+    run = train(recipe, tmp_path / "run", quiet=True)
+    found = {path.name for path in (run / "evals").iterdir()}
+    assert found == {"pretrain-playroom-1", "finetune-playroom-1"}
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 
 from oculi.ablate.spec import Ablation, Claim, Contrast, Lines, Row, Term, difference
 from oculi.ablate.vora import SCORE, STEPS, TEXT, TEXT_LOSS, pretraining
-from oculi.recipe import LanguageSource, PlayroomSource, Recipe, SourceSpec
+from oculi.recipe import LanguageSource, PlayroomSource, SourceSpec
 
 # Samples of table 1, in millions.
 PICTURES, TEXTS = 30.4, 6.4
@@ -16,17 +16,6 @@ _LANGUAGE = LanguageSource(samples=_PLACES, weight=TEXTS / PICTURES)
 _AS_MANY_PICTURES = round(STEPS * (PICTURES + TEXTS) / PICTURES)
 
 ROWS = ALONE, MIXED, SAME_STEPS = "pictures", "mixed", "mixed-same-steps"
-
-
-def whole_dialogues() -> Recipe:
-    """``pretraining`` with dialogues as they are.
-
-    A turn alone has lost the scene that its dialogue tells in the first one. Playroom's samples have
-    one turn each, so they are the same.
-    """
-    recipe = pretraining()
-    stage = recipe.stages[0].model_copy(update={"single_turns": 0.0})
-    return recipe.model_copy(update={"stages": (stage,)})
 
 
 def _row(name: str, sources: tuple[SourceSpec, ...], steps: int, told: str) -> Row:
@@ -50,7 +39,7 @@ mixture = Ablation(
     name="vora-mixture",
     source="VoRA, section 4.2 and table 1",
     question="Does training on pictures alone cost text ability, and does mixed-in text keep it?",
-    base=whole_dialogues,
+    base=pretraining,
     rows=_ROWS,
     labels=("data", "steps"),
     columns=(

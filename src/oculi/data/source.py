@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shlex
+from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,18 +32,10 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
-class PlayroomRows(Sequence[Sample]):
-    """Questions of a Playroom level as samples; nothing is stored.
+class _Drawn(Sequence[Sample]):
+    """Samples that the program makes when they are asked for; nothing is stored."""
 
-    Raises:
-        DataError: the level has no such split.
-    """
-
-    def __init__(self, spec: PlayroomSource) -> None:
-        from oculi.testbed import playroom
-
-        playroom.check(spec.level, spec.split)
-        self.spec = spec
+    spec: PlayroomSource | LanguageSource
 
     def __len__(self) -> int:
         return min(self.spec.samples, self.spec.limit or self.spec.samples)
@@ -50,6 +43,29 @@ class PlayroomRows(Sequence[Sample]):
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
         if not 0 <= index < len(self):
             raise IndexError(index)
+        return self._made(index)
+
+    @abstractmethod
+    def _made(self, index: int) -> Sample:
+        """Sample number ``index``, of those that there are."""
+
+
+class PlayroomRows(_Drawn):
+    """Questions of a Playroom level as samples; nothing is stored.
+
+    Raises:
+        DataError: the level has no such split.
+    """
+
+    spec: PlayroomSource
+
+    def __init__(self, spec: PlayroomSource) -> None:
+        from oculi.testbed import playroom
+
+        playroom.check(spec.level, spec.split)
+        self.spec = spec
+
+    def _made(self, index: int) -> Sample:
         item = self.item(index)
         messages = (
             Message("user", (ImageSlot(0), "\n" + item.question.text)),
@@ -65,18 +81,15 @@ class PlayroomRows(Sequence[Sample]):
         return playroom.item(self.spec.level, self.spec.split, index, self.spec.size)
 
 
-class LanguageRows(Sequence[Sample]):
+class LanguageRows(_Drawn):
     """Dialogues of the testbed's language as samples without pictures; nothing is stored."""
+
+    spec: LanguageSource
 
     def __init__(self, spec: LanguageSource) -> None:
         self.spec = spec
 
-    def __len__(self) -> int:
-        return min(self.spec.samples, self.spec.limit or self.spec.samples)
-
-    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+    def _made(self, index: int) -> Sample:
         from oculi.testbed import language
 
         messages = []

@@ -123,7 +123,8 @@ def options(n: int, roll: Dice) -> tuple[str, list[Question]]:
         if kind == "option":
             about, answer = answer, about
         asked.append(Question(kind, roll.pick(_LETTERS[kind]).format(about), answer))
-    lines = [mark.format(letter, word) for letter, word in zip(LETTERS, words, strict=False)]
+    letters = LETTERS[: len(words)]
+    lines = [mark.format(*pair) for pair in zip(letters, words, strict=True)]
     return "\n".join(lines), asked
 
 

@@ -16,6 +16,10 @@ SIDE, PATCH = 84, 14
 GRID = SIDE // PATCH
 WIDTH, BLOCKS, HEADS = 192, 5, 4
 GATED, PLAIN = 512, 768  # widths within an MLP of three and of two matrices, alike in size
+_SHAPE: dict[str, Any] = {
+    "hidden_size": WIDTH, "num_hidden_layers": BLOCKS, "num_attention_heads": HEADS,
+    "patch_size": PATCH,
+}  # fmt: skip
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
@@ -43,49 +47,25 @@ class Tower:
 def _new_aimv2() -> Any:
     from transformers import Aimv2VisionConfig, Aimv2VisionModel
 
-    return Aimv2VisionModel(
-        Aimv2VisionConfig(
-            hidden_size=WIDTH,
-            intermediate_size=GATED,
-            num_hidden_layers=BLOCKS,
-            num_attention_heads=HEADS,
-            image_size=SIDE,
-            patch_size=PATCH,
-            use_head=False,
-            is_native=False,
-        )
+    config = Aimv2VisionConfig(
+        **_SHAPE, intermediate_size=GATED, image_size=SIDE, use_head=False, is_native=False
     )
+    return Aimv2VisionModel(config)
 
 
 def _new_clip() -> Any:
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
-    return CLIPVisionModel(
-        CLIPVisionConfig(
-            hidden_size=WIDTH,
-            intermediate_size=PLAIN,
-            num_hidden_layers=BLOCKS,
-            num_attention_heads=HEADS,
-            image_size=SIDE,
-            patch_size=PATCH,
-        )
-    )
+    return CLIPVisionModel(CLIPVisionConfig(**_SHAPE, intermediate_size=PLAIN, image_size=SIDE))
 
 
 def _new_siglip2() -> Any:
     from transformers import Siglip2VisionConfig, Siglip2VisionModel
 
-    return Siglip2VisionModel(
-        Siglip2VisionConfig(
-            hidden_size=WIDTH,
-            intermediate_size=PLAIN,
-            num_hidden_layers=BLOCKS,
-            num_attention_heads=HEADS,
-            num_patches=GRID * GRID,
-            patch_size=PATCH,
-            vision_use_head=False,
-        )
+    config = Siglip2VisionConfig(
+        **_SHAPE, intermediate_size=PLAIN, num_patches=GRID * GRID, vision_use_head=False
     )
+    return Siglip2VisionModel(config)
 
 
 def _aimv2_states(tower: Any, pixels: torch.Tensor) -> torch.Tensor:
