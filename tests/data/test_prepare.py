@@ -202,6 +202,7 @@ def test_the_result_does_not_depend_on_the_workers(
     ]
     (tmp_path / "b" / "4.png").unlink()
     made = []
+    before = set(multiprocessing.active_children())  # another test's may be ending still
     for workers in (1, 2, 5):
         out = tmp_path / f"out{workers}"
         seen: list[tuple[int, int]] = []
@@ -211,7 +212,7 @@ def test_the_result_does_not_depend_on_the_workers(
         assert seen[-1] == (62, 62) and seen == sorted(seen)
         made.append(content(out))
     assert made[0] == made[1] == made[2]
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= before
 
 
 @pytest.mark.usefixtures("small_parts")
