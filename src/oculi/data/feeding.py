@@ -161,4 +161,4 @@ def _show_stacks(processes: list[Any]) -> None:
     for process in processes:
         with suppress(OSError):
             os.kill(process.pid, signal.SIGUSR1)
-    time.sleep(0.2)
+        time.sleep(0.5)  # one after the other: two that write at once make one heap of letters
