@@ -122,8 +122,8 @@ def make_llm_config(vocab_size: int) -> Callable[..., Any]:
 def make_model(make_llm_config: Callable[..., Any], vocab_size: int) -> Callable[..., Any]:
     """A tiny random model in eval mode; its image token lies just outside of the embedding table.
 
-    ``vision`` is its vision part's configuration, a patch embedding if none is given. Keywords beyond
-    the policy and the seed go to the LLM's configuration.
+    ``vision`` is its vision part's configuration, a patch embedding if none is given; ``compress`` that
+    of its compressor. Keywords beyond these go to the LLM's configuration.
     """
     from oculi.model import OculiConfig, OculiForConditionalGeneration
 
@@ -134,12 +134,14 @@ def make_model(make_llm_config: Callable[..., Any], vocab_size: int) -> Callable
         policy: str = "bidirectional",
         seed: int = 0,
         vision: dict[str, Any] | None = None,
+        compress: dict[str, Any] | None = None,
         **settings: Any,
     ) -> Any:
         torch.manual_seed(seed)
         config = OculiConfig(
             text_config=make_llm_config(family, **settings),
             vision_config=vision or patch_embed,
+            compress_config=compress,
             image_token_id=vocab_size,
             image_attention=policy,
         )

@@ -1,17 +1,22 @@
 """Every command in README and docs is run, in order, in one folder; heavy ones with fewer steps.
 
+Programs under ``examples/`` are run as they are, with ``--quick``.
+
 A command that this file does not know how to run fails the test: docs cannot drift unnoticed.
 """
 
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from oculi.cli import app
+from oculi.recipes import find_recipe
 from oculi.testbed import playroom
 
 ROOT = Path(__file__).parent.parent
@@ -52,6 +57,7 @@ STANDS_FOR = {
     "QWEN_DIR": str(ROOT / "tests/golden/vora_checkpoint/llm"),
     "runs/mine/checkpoints/step-0000600": "runs/mine/checkpoints/step-0000003",
     "FILE...": "train.json",
+    "examples/audio/recipe.py:vora_audio": str(ROOT / "examples/audio/recipe.py") + ":vora_audio",
 }
 SKIPPED = (
     "oculi ablate",
@@ -73,7 +79,7 @@ def commands(page: Path) -> list[list[str]]:
             words = shlex.split(line, comments=True)
             if words and words[0] == "torchrun":  # the same command in each of several processes
                 words = ["oculi", *words[words.index("-m") + 2 :]]
-            if words and words[0] in ("oculi", "make", "pip", "git"):
+            if words and words[0] in ("oculi", "make", "pip", "git", "python"):
                 found.append(words)
     return found
 
@@ -82,7 +88,8 @@ def runnable(words: list[str]) -> list[str]:
     """The command's arguments, made small."""
     words = [STANDS_FOR.get(word, word) for word in words[1:]]
     if words[0] == "train":
-        words += SHORT
+        stages = len(find_recipe(words[1]).stages)
+        words += [change for change in SHORT if int(change.split(".")[1]) < stages]
         words += SMALL.get(words[1], [])
         if "--data" not in words:
             words += ["evals=[]"]
@@ -112,11 +119,22 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def check_program(words: list[str]) -> None:
+    """Run a program of the examples in the current folder."""
+    assert words[0].startswith("examples/"), f"no way to run {words}"
+    command = [sys.executable, str(ROOT / words[0]), *words[1:], "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_of_a_page_runs(page: Path, folder: Path) -> None:
     runner = CliRunner()
     for words in commands(page):
         if " ".join(words).startswith(SKIPPED):
+            continue
+        if words[0] == "python":
+            check_program(words[1:])
             continue
         assert words[0] == "oculi", f"{page.name}: no way to run {words}"
         result = runner.invoke(app, runnable(words))

@@ -181,6 +181,19 @@ def test_a_rate_that_is_not_finite_is_refused() -> None:
     assert "stages.0.trainable.vision.*" in overridden("stages.0.trainable.vision.*=nan")
 
 
+def test_a_compressor_by_override() -> None:
+    recipe = override(BUILTIN["vora"](), ["model.compress={kind: merge, factor: 4}"])
+    assert recipe.model.compress is not None and recipe.model.compress.factor == 4
+    again = override(recipe, ["model.compress.factor=2"])
+    assert again.model.compress is not None and again.model.compress.factor == 2
+    assert override(recipe, ["model.compress=null"]) == BUILTIN["vora"]()
+    assert problem({"model.compress": {"factor": 1}}).startswith("model.compress.factor")
+    unknown = 'unknown key "model.compress.'
+    assert problem({"model.compress": {"kind": "merge", "factor": 2, "factr": 2}}) == (
+        unknown + 'factr"; did you mean "factor"?'
+    )
+
+
 def test_an_unknown_kind_lists_the_known() -> None:
     message = problem({"stages.0.objectives.1.kind": "distil"})
     assert "stages.0.objectives.1" in message and "'lm', 'distill'" in message
@@ -320,6 +333,9 @@ def mine():
 def typo():
     stage = find_recipe("vora").stages[0].model_dump()
     return Stage.model_validate({**stage, "step": 5})
+def deep():
+    stage = find_recipe("vora").stages[0].model_dump()
+    return Stage.model_validate({**stage, "data": [{"kind": "file", "path": "a", "pth": "b"}]})
 def other():
     return 5
 """
@@ -334,6 +350,7 @@ def test_a_private_recipe(tmp_path: Path) -> None:
         f"{file}:other": "returned int, not a Recipe",
         f"{tmp_path}/none.py:mine": "there is no file",
         f"{file}:typo": 'unknown key "step"',
+        f"{file}:deep": 'unknown key "data.0.file.pth"',
         "vora_tinny": 'unknown recipe "vora_tinny"; did you mean "vora_tiny"?',
         str(tmp_path / "none.yaml"): "cannot read the recipe",
     }

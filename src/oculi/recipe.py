@@ -7,13 +7,10 @@ every run as ``recipe.yaml``. Unknown keys are refused everywhere, with the near
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     model_validator,
@@ -21,94 +18,26 @@ from pydantic import (
 
 from oculi.errors import RecipeError
 from oculi.recipe_overrides import assign
+from oculi.recipe_problems import first_problem
+from oculi.specs.base import Count as Count
+from oculi.specs.base import Decay, Float, Int, Rate, Share, Strict
+from oculi.specs.data import FileSource, LanguageSource, PlayroomSource, SourceSpec
+from oculi.specs.model import (
+    ImageSpec,
+    LoraSpec,
+    MergeSpec,
+    PatchEmbedSpec,
+    TowerSpec,
+    VisionSpec,
+    check_patches,
+)
+from oculi.specs.objectives import DistillSpec, LmSpec, ObjectiveSpec
 
-
-class Strict(BaseModel):
-    """A part of a recipe: no unknown keys, no silent conversions, immutable."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-def _no_switch(value: Any) -> Any:
-    """pydantic would read ``steps: true`` as one step."""
-    if isinstance(value, bool):
-        raise ValueError(f"{str(value).lower()} is no value for it")
-    return value
-
-
-Int = Annotated[int, BeforeValidator(_no_switch)]
-Float = Annotated[float, BeforeValidator(_no_switch)]
-Count = Annotated[Int, Field(ge=1)]
-Rate = Annotated[Float, Field(ge=0)]
-Share = Annotated[Float, Field(ge=0, le=1)]
-Decay = Annotated[Float, Field(ge=0, lt=1)]
-Weight = Annotated[Float, Field(gt=0)]
-
-
-class PatchEmbedSpec(Strict):
-    """The patch embedding (VoRA, section 3.1)."""
-
-    kind: Literal["patch_embed"] = "patch_embed"
-    patch_size: Count = 14
-    width: Count | None = Field(None, description="None: the width of init_from")
-    grid: tuple[Count, Count] | None = Field(
-        None, description="position table; None: that of init_from"
-    )
-    init_from: str | None = Field(
-        None, description="a ViT whose patch embedding and positions start it"
-    )
-
-    @model_validator(mode="after")
-    def _has_a_size(self) -> PatchEmbedSpec:
-        if self.init_from is None and (self.width is None or self.grid is None):
-            raise ValueError("set width and grid, or init_from")
-        return self
-
-
-class TowerSpec(Strict):
-    """A pre-trained vision tower with a two-layer MLP behind it (LLaVA-1.5, section 3.3)."""
-
-    kind: Literal["tower"] = "tower"
-    patch_size: Count = Field(14, description="side of a patch in pixels, one token each")
-    init_from: str = Field(description="the ViT: AIMv2, CLIP or SigLIP 2")
-    layer: Int = Field(
-        -2,
-        description="which state is read: 0 the embedding, i block i - 1's output, or from the end",
-    )
-
-
-VisionSpec = Annotated[PatchEmbedSpec | TowerSpec, Field(discriminator="kind")]
-
-
-class ImageSpec(Strict):
-    """How pictures are cut; see ``OculiImageProcessor``."""
-
-    mode: Literal["native", "square"] = "native"
-    size: Count = 448
-    min_patches: Count = 4
-    max_patches: Count = 1024
-
-    @model_validator(mode="after")
-    def _limits_in_order(self) -> ImageSpec:
-        if self.min_patches > self.max_patches:
-            raise ValueError(
-                f"min_patches {self.min_patches} is more than max_patches {self.max_patches}"
-            )
-        return self
-
-
-class LoraSpec(Strict):
-    """Vision LoRA: rank and the first blocks that get it; no alpha (VoRA, section 3.1)."""
-
-    rank: Count
-    blocks: Count
-    targets: tuple[str, ...] = (
-        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
-    )  # fmt: skip
-    routed: bool = Field(
-        False,
-        description="on image tokens alone: text stays the LLM's to the bit, nothing is merged",
-    )
+__all__ = [
+    "DistillSpec", "EvalSpec", "FileSource", "ImageSpec", "LanguageSource", "LmSpec", "LoraSpec",
+    "MergeSpec", "ModelSpec", "ObjectiveSpec", "PatchEmbedSpec", "PlayroomSource", "Recipe",
+    "SourceSpec", "Stage", "TowerSpec", "VisionSpec", "check_patches", "load", "override", "validate",
+]  # fmt: skip
 
 
 class ModelSpec(Strict):
@@ -119,6 +48,9 @@ class ModelSpec(Strict):
     )
     vision: VisionSpec
     images: ImageSpec = ImageSpec()
+    compress: MergeSpec | None = Field(
+        None, description="what makes fewer tokens of the vision part's; None: a token a patch"
+    )
     lora: LoraSpec | None = None
     image_attention: Literal["causal", "bidirectional", "mutual"] = "bidirectional"
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -128,80 +60,6 @@ class ModelSpec(Strict):
     def _whole_patches(self) -> ModelSpec:
         check_patches(self.images, self.vision.patch_size, "images")
         return self
-
-
-def check_patches(images: ImageSpec, patch: int, where: str) -> None:
-    """Raises ValueError unless a square is made of whole patches."""
-    if images.mode == "square" and images.size % patch:
-        raise ValueError(
-            f"{where}.size {images.size} is not a multiple of vision.patch_size {patch}"
-        )
-
-
-class FileSource(Strict):
-    """Data files; see docs/data.md for the formats."""
-
-    kind: Literal["file"] = "file"
-    path: str = Field(description="a file, a pattern such as data/*.parquet, or a folder")
-    image_root: str | None = Field(
-        None, description="where image paths start; None: the file's folder"
-    )
-    format: str | None = Field(None, description="of the rows; None: recognised by their keys")
-    weight: Weight = Field(1.0, description="how often a row is drawn, against one of weight 1")
-    limit: Count | None = Field(None, description="only the first so many good rows")
-    tag: str | None = Field(
-        None, description="only rows whose stage or stages holds it, and rows without any"
-    )
-
-
-class PlayroomSource(Strict):
-    """Samples drawn by the program; see docs/testbed.md. Without a size it is the level's own."""
-
-    kind: Literal["playroom"] = "playroom"
-    level: Int = Field(ge=1, le=5)
-    samples: Count
-    split: Literal["train", "test", "pairs"] = "train"
-    size: tuple[Count, Count] | None = None
-    weight: Weight = Field(1.0, description="as of a file")
-    limit: Count | None = Field(None, description="as of a file")
-    tag: str | None = Field(None, description="as of a file; drawn samples have none")
-
-
-class LanguageSource(Strict):
-    """Dialogues without pictures, written by the program: what the testbed's LLM was pre-trained on.
-
-    They stand for the text that is mixed into pre-training (VoRA, section 4.2).
-    """
-
-    kind: Literal["language"] = "language"
-    samples: Count
-    split: Literal["train", "test"] = "train"
-    weight: Weight = Field(1.0, description="as of a file")
-    limit: Count | None = Field(None, description="as of a file")
-    tag: str | None = Field(None, description="as of a file; dialogues have none")
-
-
-SourceSpec = Annotated[FileSource | PlayroomSource | LanguageSource, Field(discriminator="kind")]
-
-
-class LmSpec(Strict):
-    """Cross-entropy on answer tokens (VoRA, equation 3)."""
-
-    kind: Literal["lm"] = "lm"
-    weight: Rate = 1.0
-
-
-class DistillSpec(Strict):
-    """Cosine alignment of vision tokens with a frozen ViT (VoRA, equations 1 and 2)."""
-
-    kind: Literal["distill"] = "distill"
-    weight: Rate = 1.0
-    teacher: str
-    mode: Literal["none", "last", "block"] = "block"
-    align: Literal["output", "input", "released"] = "output"
-
-
-ObjectiveSpec = Annotated[LmSpec | DistillSpec, Field(discriminator="kind")]
 
 
 class Stage(Strict):
@@ -350,12 +208,10 @@ def validate(data: dict[str, Any], where: str) -> Recipe:
     Raises:
         RecipeError: one line with the first thing that is wrong and the nearest valid name.
     """
-    from oculi.recipe_problems import first_problem  # it imports this module
-
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise RecipeError(f"{where}: {first_problem(error, data)}") from None
+        raise RecipeError(f"{where}: {first_problem(error, data, Recipe)}") from None
 
 
 def load(path: Path) -> Recipe:

@@ -10,6 +10,7 @@ import pytest
 
 from oculi.ablate import engine, vora_mixture, vora_scaling
 from oculi.ablate.catalogue import ABLATIONS, find_ablation
+from oculi.ablate.runs import _EXTRAS
 from oculi.ablate.spec import Ablation, Claim, Row, difference
 from oculi.ablate.vora_parts import TABLE_2
 from oculi.data.index import sample_length
@@ -155,6 +156,18 @@ def test_anyres_pre_trains_on_squares_and_cuts_cells_natively() -> None:
         assert fine.grid(width, height) == (height / 14, width / 14)
     trained = {source.size for source in last.data}
     assert set(sizes) < trained and len(trained) == 25
+
+
+def test_tokens_are_what_the_rows_say() -> None:
+    recipes = engine.recipes_of(ABLATIONS["vora-tokens"], quick=False)
+    found: dict[str, dict[str, float]] = {}
+    for name, recipe in recipes.items():
+        found[name] = {}
+        _EXTRAS["cost"](recipe, Path("nowhere"), False, found[name], {})
+        assert int(name.rsplit("-", 1)[1]) == found[name]["tokens"]
+    costs = [found[name]["macs"] for name in ("patches-36", "merged-18", "merged-9")]
+    assert costs == sorted(costs, reverse=True)
+    assert abs(found["large-patches-9"]["macs"] / costs[-1] - 1) < 0.02
 
 
 def test_rows_with_other_data_are_refused() -> None:

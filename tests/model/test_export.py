@@ -35,9 +35,11 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "clip": ("qwen2", "causal", {"vision": tower("clip")}),
     "siglip2": ("llama", "bidirectional", {"vision": tower("siglip2")}),
     "routed": ("qwen2", "bidirectional", {}),
+    "merged": ("qwen2", "bidirectional", {"compress": {"kind": "merge", "factor": 3}}),
 }
 CODE = {
     "chat_oculi.py",
+    "compress_oculi.py",
     "configuration_oculi.py",
     "generation_oculi.py",
     "image_processing_oculi.py",
@@ -99,7 +101,8 @@ def exported(
     folder = tmp_path_factory.mktemp("export")
     found = {}
     for kind, (family, policy, settings) in KINDS.items():
-        model, processor = make_model(family, policy, **settings), make_processor()
+        model = make_model(family, policy, **settings)
+        processor = make_processor(compress=settings.get("compress"))
         if kind == "routed":
             model.add_routed_lora("image", 2, 2, ("q_proj", "up_proj"))
             fill(model)
@@ -176,6 +179,18 @@ def test_the_folder_has_all_code_and_all_settings(exported: Any, fresh: Any, kin
         assert config["auto_map"]["AutoModelForImageTextToText"].startswith("modeling_oculi.")
         auto_map = json.loads((each / "processor_config.json").read_text())["auto_map"]
         assert auto_map["AutoProcessor"] == "processing_oculi.OculiProcessor"
+
+
+def test_the_folder_of_a_model_that_merges_says_so_twice(exported: Any) -> None:
+    """The processor inserts as many placeholders as the model makes tokens."""
+    folder, model, processor, chat = exported["merged"]
+    setting = {"kind": "merge", "factor": 3}
+    assert json.loads((folder / "config.json").read_text())["compress_config"] == setting
+    saved = json.loads((folder / "processor_config.json").read_text())
+    assert saved["image_processor"]["compress"] == setting
+    inputs = processor.apply_chat_template(chat, tokenize=True, return_dict=True)
+    placeholders = int((inputs["input_ids"] == model.config.image_token_id).sum())
+    assert inputs["image_grids"].tolist() == [[3, 2]] and placeholders == 2
 
 
 def test_the_folder_of_a_routed_model_says_what_lora_it_has(exported: Any) -> None:

@@ -184,6 +184,37 @@ def test_a_student_that_has_the_teachers_states_has_no_loss(make_model: Any, bat
     assert abs(float(losses(model, objective, batch).detach())) < 1e-6
 
 
+@pytest.mark.parametrize("align", ALIGNED)
+def test_merged_tokens_answer_for_each_of_their_patches(
+    make_model: Any, make_processor: Any, align: str
+) -> None:
+    """S of equation 1 stays the ViT's output length: each patch's target against its token's state."""
+    setting = {"kind": "merge", "factor": 2}
+    model, made = make_model(compress=setting), mixture()
+    batch = pack(make_processor(compress=setting), made[:3], made[3:])
+    objective = distill(model, align=align)
+    assert objective.count(batch) == len(batch.patches_PC) > batch.vision_tokens
+    student = llm_states(model, batch)
+    teacher = objective.teacher.features(batch.patches_PC, batch.grids_N2)
+    tokens = model.vision(batch.patches_PC, batch.grids_N2)
+    _, owners = model.compress(tokens, batch.grids_N2)
+    student_shift, teacher_shift = ALIGNED[align]
+    total = torch.zeros(2)
+    for i in (0, 1):
+        states = objective.heads[str(i)](student[i + student_shift])
+        for patch, token in enumerate(owners.tolist()):
+            target = teacher[i + teacher_shift][patch]
+            total[i] += 1 - F.cosine_similarity(states[token], target, dim=0).detach()
+    wanted = total.mean() / len(owners)
+    torch.testing.assert_close(losses(model, objective, batch), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_states_that_are_not_of_the_patches_are_refused() -> None:
+    reduce = _reducer(nn.Identity(), torch.randn(7, 5))
+    with pytest.raises(ValueError, match="4 states of the student for 7 patches of the teacher"):
+        reduce(torch.randn(4, 5))
+
+
 def test_text_alone_has_no_loss_and_zero_gradients(make_model: Any, make_processor: Any) -> None:
     model = make_model()
     batch = pack(make_processor(), [s for s in mixture() if not s.images])

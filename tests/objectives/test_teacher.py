@@ -81,6 +81,23 @@ def test_another_patch_size_than_the_students() -> None:
 
 
 @pytest.mark.parametrize("family", TOWERS)
+@pytest.mark.parametrize("factor", [2, 4])
+def test_larger_patches_get_the_mean_of_the_states_in_them(family: str, factor: int) -> None:
+    """The teacher sees the picture at its own resolution, whatever the student's patches are."""
+    teacher = Teacher(make_tower(family))
+    patches, grids = cut((16, 16))
+    own = teacher.features(patches, grids)
+    whole = unpatchify(patches, 4, 4, PATCH)
+    count = 4 // factor
+    side = factor * PATCH
+    large = whole.view(3, count, side, count, side).permute(1, 3, 0, 2, 4).flatten(0, 1).flatten(1)
+    found = teacher.features(large, torch.tensor([[count, count]]))
+    for one, state in zip(found, own, strict=True):
+        wanted = state.view(count, factor, count, factor, -1).mean((1, 3)).flatten(0, 1)
+        torch.testing.assert_close(one, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", TOWERS)
 def test_a_teacher_is_frozen(family: str) -> None:
     teacher = Teacher(make_tower(family).train())
     assert not teacher.model.training

@@ -62,7 +62,7 @@ def block_cosines(run: Path, pictures: int) -> dict[int, float]:
             found = model(**batch.model_inputs(), taps=taps).taps
             for block, distance in (found or {}).items():
                 sums[block] = sums.get(block, 0.0) + float(distance)
-            tokens += batch.vision_tokens
+            tokens += distill.count(batch)
     return {block: 1 - total / tokens for block, total in sorted(sums.items())}
 
 

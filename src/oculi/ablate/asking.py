@@ -43,11 +43,12 @@ class Asking:
         labels = {"stage": self.stage.name, "checkpoint": str(self.stage)}
         result = evaluate(model, processor, task, folder, limit=self.limit, labels=labels)
         sizes = [image.size() for asked in task.load(self.limit) for image in asked.images]
-        grids = [processor.image_processor.grid(*size) for size in sizes]
+        cutter = processor.image_processor
+        tokens = [cutter.tokens(cutter.grid(*size)) for size in sizes]
         return {
             "score": result["exact"]["score"],
             "correct": right(folder),
-            "tokens": fmean(rows * columns for rows, columns in grids) if grids else 0.0,
+            "tokens": fmean(tokens) if tokens else 0.0,
         }
 
 

@@ -8,11 +8,12 @@ from oculi.ablate.vora_mixture import mixture
 from oculi.ablate.vora_parts import fig5, fig6, fig7, table2
 from oculi.ablate.vora_scaling import scaling
 from oculi.ablate.vora_stability import fig4, rank
+from oculi.ablate.vora_tokens import tokens
 from oculi.errors import AblationError, nearest
 
 ABLATIONS: dict[str, Ablation] = {
     ablation.name: ablation
-    for ablation in (table2, fig4, rank, fig5, fig6, fig7, scaling, mixture, anyres)
+    for ablation in (table2, fig4, rank, fig5, fig6, fig7, scaling, mixture, anyres, tokens)
 }
 
 

@@ -72,10 +72,12 @@ def _lines(axes: Axes, figure: Lines, seeds: Sequence[int], results: Results) ->
     for number, (label, points) in enumerate(figure.series.items()):
         places: list[tuple[float, float, float, float]] = []
         for x, row, metric in points:
-            found = [results[row, seed].values.get(metric) for seed in seeds]
-            known = [value for value in found if value is not None]
-            if known:
-                places.append((x, float(np.mean(known)), min(known), max(known)))
+            known = _known(row, metric, seeds, results)
+            across = _known(row, x, seeds, results) if isinstance(x, str) else [x]
+            if known and across:
+                places.append(
+                    (float(np.mean(across)), float(np.mean(known)), min(known), max(known))
+                )
         if not places:
             continue
         x, mean, low, high = np.array(places).T
@@ -87,6 +89,11 @@ def _lines(axes: Axes, figure: Lines, seeds: Sequence[int], results: Results) ->
         axes.set_xscale("log")
     axes.set_xlabel(figure.x)
     axes.set_ylabel(figure.y)
+
+
+def _known(row: str, metric: str, seeds: Sequence[int], results: Results) -> list[float]:
+    found = [results[row, seed].values.get(metric) for seed in seeds]
+    return [value for value in found if value is not None]
 
 
 def _look(number: int) -> dict[str, Any]:

@@ -50,7 +50,7 @@ METRICS = {
     "rise": Metric("rise", "last running mean of the LM loss less the lowest one", 3),
     "score": Metric("exact match", "free generation, merged model", 1, percent=True),
     "pairs": Metric("unseen pairs", "exact match on held-out colour-shape pairs", 1, percent=True),
-    "tokens": Metric("tokens", "of vision, mean over pictures", 0),
+    "tokens": Metric("image tokens", "in the LLM, mean over pictures", 0),
     "text_loss_before": Metric("text loss before", "text loss of the LLM before training"),
     "text_before": Metric("text before", "exact match on skills before training", 1, percent=True),
     "text_loss": Metric("text loss", "nats per answer token on text-only skills, after training"),
@@ -61,6 +61,12 @@ METRICS = {
     ),
     "block": Metric("block", "cosine of a block with the teacher's, held-out pictures", 3),
     "steps": Metric("steps", "relative number of steps to a loss, see the levels", 1, percent=True),
+    "macs": Metric(
+        "MMAC",
+        "millions of multiply-accumulates to read such a picture and 40 tokens of text, merged: vision "
+        "part, LLM and its attention",
+        1,
+    ),
     "samples": Metric("samples", "of pre-training", 0),
     "correlation": Metric("correlation", "Spearman's", 2),
 }

@@ -26,6 +26,7 @@ from oculi.training.run import train
 
 SIDE = "ablate"  # folder in a run for what is measured of it here
 QUESTIONS, PICTURES = 1400, 512  # text-only questions; pictures for the cosines
+PICTURE, TEXT = (84, 84), 40  # pixels and tokens of the sample whose cost is counted
 QUICK_QUESTIONS, QUICK_PICTURES = 14, 8
 
 
@@ -184,7 +185,23 @@ def _blocks(
     values |= {f"block.{block}": cosine for block, cosine in found.items()}
 
 
-_EXTRAS = {"text": _text, "blocks": _blocks}
+def _cost(
+    recipe: Recipe,
+    run: Path,
+    quick: bool,
+    values: dict[str, float],
+    answers: dict[str, tuple[bool, ...]],
+) -> None:
+    from oculi.plan import plan
+
+    (stage, *_) = plan(recipe, text_tokens=TEXT, image=PICTURE).stages
+    values["tokens"] = float(stage.tokens_per_image)
+    # What a merged model computes: no LoRA, no teacher, no head of distillation; answers come after.
+    served = {*stage.parameters, "attention"} - {"lora"}
+    values["macs"] = sum(stage.macs[part].forward for part in served & stage.macs.keys()) / 1e6
+
+
+_EXTRAS = {"text": _text, "blocks": _blocks, "cost": _cost}
 
 
 def _kept(path: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:

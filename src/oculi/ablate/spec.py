@@ -205,14 +205,14 @@ class Lines:
     """A figure: metrics of runs as points, with the range over seeds.
 
     Attributes:
-        series: label to its points (x, row, metric).
+        series: label to its points (x, row, metric); x may be a metric of the row as well.
     """
 
     name: str
     title: str
     x: str
     y: str
-    series: Mapping[str, tuple[tuple[float, str, str], ...]]
+    series: Mapping[str, tuple[tuple[float | str, str, str], ...]]
     log_x: bool = False
 
 
@@ -275,7 +275,7 @@ class Ablation:
         base: the recipe that rows override.
         labels: headers of the rows' labels. columns: metrics of the table.
         extras: what is measured beyond the run itself: ``text`` (what the LLM has forgotten),
-            ``blocks`` (cosine with the teacher by block).
+            ``blocks`` (cosine with the teacher by block), ``cost`` (tokens and MACs of a picture).
         tasks: asked of the last stage's model alone, beside the recipe's evaluations: metric
             ``score@KEY`` by key. grid: a table of them.
         varied: fields of stages in which rows differ by design, of those that decide which samples a

@@ -30,7 +30,7 @@ from oculi.data.forms import find_form
 from oculi.data.kinds import PREPARED, open_container
 from oculi.data.shards import Places, Shard, ShardedRows
 from oculi.errors import DataError
-from oculi.recipe import Strict
+from oculi.specs.base import Strict
 
 ROW: Final = np.dtype([("offset", "<i8"), ("length", "<i4"), ("line", "<i4")])
 PLACE: Final = ("offset", "length", "line")

@@ -17,6 +17,8 @@ class OculiConfig(PreTrainedConfig):
             ``patch_size``, ``width``, ``grid`` (rows and columns of the position table),
             ``image_mean``, ``image_std`` and ``eps``; ``tower`` takes ``tower`` (its configuration),
             ``patch_size``, ``layer``, ``image_mean`` and ``image_std``.
+        compress_config: keyword arguments of what makes fewer tokens of the vision part's; ``kind``
+            names it (``compress_oculi.py``). None: a token a patch.
         image_token_id: the id that marks an image position. It is never looked up in the embedding
             table, so it may lie outside of it.
         image_attention: ``causal``, ``bidirectional`` or ``mutual``; see ``masks_oculi.py``.
@@ -37,6 +39,7 @@ class OculiConfig(PreTrainedConfig):
         image_token_id: int = 0,
         image_attention: str = "bidirectional",
         routed_lora: list[dict[str, Any]] | None = None,
+        compress_config: dict[str, Any] | None = None,
         **kwargs: Any,  # transformers passes its own keys (architectures, dtype, ...) this way
     ) -> None:
         if isinstance(text_config, dict):
@@ -47,6 +50,7 @@ class OculiConfig(PreTrainedConfig):
             )
         self.text_config = text_config if text_config is not None else AutoConfig.for_model("qwen2")
         self.vision_config = vision_config or {"kind": "patch_embed", "patch_size": 14}
+        self.compress_config = compress_config
         self.image_token_id = image_token_id
         self.image_attention = image_attention
         self.routed_lora = routed_lora or []

@@ -10,6 +10,8 @@ import numpy as np
 from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
+from .compress_oculi import token_count
+
 
 class OculiImageProcessor(BaseImageProcessor):
     """Resizes to whole patches and cuts.
@@ -21,6 +23,7 @@ class OculiImageProcessor(BaseImageProcessor):
             resolution does.
         size: side in pixels for ``square``; a multiple of ``patch_size``.
         min_patches, max_patches: limits of patches per image for ``native``.
+        compress: the model's ``compress_config``, which says how many tokens its patches become.
 
     Raises:
         ValueError: a setting is out of range.
@@ -36,6 +39,7 @@ class OculiImageProcessor(BaseImageProcessor):
         min_patches: int = 4,
         max_patches: int = 1024,
         image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073),
+        compress: dict[str, Any] | None = None,
         **kwargs: Any,  # transformers passes its own keys (auto_map, ...) this way
     ) -> None:
         super().__init__(**kwargs)
@@ -50,6 +54,8 @@ class OculiImageProcessor(BaseImageProcessor):
         self.patch_size, self.mode, self.size = patch_size, mode, size
         self.min_patches, self.max_patches = min_patches, max_patches
         self.image_mean = list(image_mean)
+        self.compress = compress
+        self.tokens((1, 1))  # an unknown compressor is said here
 
     def grid(self, width: int, height: int) -> tuple[int, int]:
         """Rows and columns of patches for a picture of this size in pixels, without reading it."""
@@ -71,6 +77,10 @@ class OculiImageProcessor(BaseImageProcessor):
         while rows * columns > self.max_patches:
             rows, columns = (rows - 1, columns) if rows > columns else (rows, columns - 1)
         return rows, columns
+
+    def tokens(self, grid: tuple[int, int]) -> int:
+        """Tokens in the LLM of a picture of so many rows and columns of patches."""
+        return token_count(self.compress, *grid)
 
     def patches(self, image: Image.Image) -> tuple[np.ndarray, tuple[int, int]]:
         """One picture to patches [rows * columns, 3 * p * p] uint8 and its (rows, columns)."""

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .compress_oculi import COMPRESSORS, new_compressor
 from .configuration_oculi import OculiConfig
 from .generation_oculi import OculiGenerationMixin
 from .masks_oculi import build_mask, mask_function, refuse_sliding_window
@@ -47,7 +48,7 @@ class OculiOutput(ModelOutput):
 
 
 class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
-    """An LLM that reads patches. ``llm`` and ``vision`` are its only children."""
+    """An LLM that reads patches. ``llm``, ``vision`` and, if any, ``compress`` are its only children."""
 
     config_class = OculiConfig
     base_model_prefix = ""
@@ -65,6 +66,7 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
         refuse_sliding_window(config.text_config)
         self.llm = AutoModelForCausalLM.from_config(config.text_config)
         self.vision = self._new_vision()
+        self.compress = new_compressor(config.compress_config, self.width)
         self.post_init()
         self._build_routed_lora()  # it has values of its own, which post_init would draw anew
 
@@ -78,8 +80,10 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
             model = cls(config)
         model.llm = llm
         model.vision = model._new_vision()
-        model.vision.init_weights()
-        model.vision.to(llm.dtype)
+        model.compress = new_compressor(config.compress_config, model.width)
+        for part in filter(None, (model.vision, model.compress)):
+            part.init_weights()
+            part.to(llm.dtype)
         model._build_routed_lora()
         model.generation_config = llm.generation_config
         return model
@@ -121,7 +125,7 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
         return int(self.llm.get_input_embeddings().weight.shape[1])
 
     def _init_weights(self, module: Any) -> None:
-        if type(module) in VISION_PARTS.values():
+        if type(module) in (*VISION_PARTS.values(), *COMPRESSORS.values()):
             module.init_weights()
         else:
             super()._init_weights(module)
@@ -151,9 +155,20 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
             )
         return found[0]
 
+    def tokens_per_image(self, image_grids: Tensor) -> Tensor:
+        """Tokens that each image [N, 2] becomes in the LLM: [N], int64."""
+        last: Any = self.vision if self.compress is None else self.compress
+        counts: Tensor = last.tokens_per_image(image_grids)
+        return counts
+
     def get_image_features(self, pixel_values: Tensor, image_grids: Tensor) -> Tensor:
         """Vision tokens [S, D] of all images, in order; see the vision part for the arguments."""
-        return self.vision(pixel_values, image_grids)
+        return self._see(pixel_values, image_grids)[0]
+
+    def _see(self, pixel_values: Tensor, image_grids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Vision tokens [S, D], and the token of each patch [P] if a compressor made fewer."""
+        tokens = self.vision(pixel_values, image_grids)
+        return (tokens, None) if self.compress is None else self.compress(tokens, image_grids)
 
     def forward(
         self,
@@ -194,12 +209,13 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
                 that is less work and no tap reads the others, through the last block.
             taps: for block i, a function of its output on vision tokens [S, D]; what it returns is
                 in ``Output.taps[i]`` and nothing else is kept: the backward pass calls it again.
-                -1 is the input of block 0.
+                -1 is the input of block 0. Of a model that compresses, each patch's state [P, D]:
+                that of the token it went into.
 
         Raises:
             ValueError: image positions and vision tokens differ in number, or shapes do.
         """
-        vision_tokens = 0
+        vision_tokens, owners = 0, None
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("forward needs input_ids or inputs_embeds")
@@ -207,7 +223,7 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
                 image_ids = self._image_ids(
                     input_ids, image_grids if pixel_values is not None else None
                 )
-            inputs_embeds, vision_tokens = self._embed(
+            inputs_embeds, vision_tokens, owners = self._embed(
                 input_ids, image_ids, pixel_values, image_grids
             )
         elif pixel_values is not None:
@@ -234,7 +250,8 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
             stack.enter_context(self.route.to(dealt))
             if taps:
                 assert rows is not None
-                stack.enter_context(tapping(taps, blocks, rows, inputs_embeds, tapped))
+                seen = rows if owners is None else rows[owners]
+                stack.enter_context(tapping(taps, blocks, seen, inputs_embeds, tapped))
             if label_rows is not None:
                 last = blocks[-1] if chosen is not None else None
                 head = self.llm.get_output_embeddings()
@@ -260,7 +277,7 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
         if image_grids is None:
             expected, counts = 0, None
         else:
-            counts = self.vision.tokens_per_image(image_grids.to(input_ids.device))
+            counts = self.tokens_per_image(image_grids.to(input_ids.device))
             expected = int(counts.sum())
         if positions != expected:
             raise ValueError(
@@ -279,16 +296,16 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
         image_ids: Tensor,
         pixel_values: Tensor | None,
         image_grids: Tensor | None,
-    ) -> tuple[Tensor, int]:
-        """Embeddings [B, T, D], and how many of them are vision tokens."""
+    ) -> tuple[Tensor, int, Tensor | None]:
+        """Embeddings [B, T, D], how many of them are vision tokens, and the token of each patch."""
         is_image = image_ids >= 0
         # The image token may lie outside of the table; its row is overwritten below in any case.
         embeds_BTD = self.llm.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
         if pixel_values is None or image_grids is None:
-            return embeds_BTD, 0
-        vision_SD = self.get_image_features(pixel_values, image_grids)
+            return embeds_BTD, 0, None
+        vision_SD, owners = self._see(pixel_values, image_grids)
         vision_SD = vision_SD.to(embeds_BTD.dtype)
-        return embeds_BTD.masked_scatter(is_image[..., None], vision_SD), len(vision_SD)
+        return embeds_BTD.masked_scatter(is_image[..., None], vision_SD), len(vision_SD), owners
 
     def _rows_of_last_block(
         self,

@@ -89,8 +89,7 @@ class OculiProcessor(ProcessorMixin):
         return len(self.chat.encode(pieces)[0])
 
     def _tokens(self, size: tuple[int, int]) -> ImageTokens:
-        rows, columns = self.image_processor.grid(*size)
-        return ImageTokens(rows * columns)
+        return ImageTokens(self.image_processor.tokens(self.image_processor.grid(*size)))
 
     def encode(
         self,
@@ -117,7 +116,7 @@ class OculiProcessor(ProcessorMixin):
                 patches, grid = self.image_processor.patches(part)
                 pixel_values.append(patches)
                 grids.append(grid)
-                pieces[-1][1].append(ImageTokens(len(patches)))
+                pieces[-1][1].append(ImageTokens(self.image_processor.tokens(grid)))
         ids, labels, spans = self.chat.encode(pieces, add_generation_prompt, continue_final_message)
         prompt_length = next((i for i, label in enumerate(labels) if label != -100), len(ids))
         return Encoded(ids, labels, pixel_values, grids, prompt_length, spans)
@@ -216,8 +215,9 @@ class OculiProcessor(ProcessorMixin):
                     cut, grid = self.image_processor.patches(next(queue))
                     patches.append(cut)
                     grids.append(grid)
-                    spans.append((len(ids), len(cut)))
-                    ids += [self.image_token_id] * len(cut)
+                    count = self.image_processor.tokens(grid)
+                    spans.append((len(ids), count))
+                    ids += [self.image_token_id] * count
                 ids += self.tokenizer(part, add_special_tokens=False)["input_ids"]
             encoded.append(Encoded(ids, [-100] * len(ids), patches, grids, len(ids), spans))
         return self.collate(encoded)

@@ -5,7 +5,8 @@
 ``TowerReader`` runs a tower on flat patches and serves teachers of distillation as well. The families
 differ in what they take: AIMv2 and CLIP have a table of positions for one size (CLIP a class token
 besides), SigLIP 2 NaFlex and native AIMv2 take any grid. Pictures are resized to the grid that a tower
-takes; where that is another than the picture's own, its states are interpolated back.
+takes; where that is another than the picture's own, its states are interpolated back. Patches may be
+larger than the tower's: where a whole number of its states lies in one, that one gets their mean.
 
 Shapes: P patches of all images, N images, C = 3 * patch_size**2, M the tower's width, D the LLM's.
 """
@@ -75,7 +76,7 @@ class TowerReader:
         groups: dict[Grid, list[int]] = {}
         pixels = []
         for i, (grid, patches) in enumerate(zip(grids, images, strict=True)):
-            target = self.grid or grid
+            target = self.grid or self._within(grid, p)
             groups.setdefault(target, []).append(i)
             pixels.append(self._resize(unpatchify(patches, *grid, p), target))
         if not grids:
@@ -85,8 +86,15 @@ class TowerReader:
         for target, members in groups.items():
             states = self._run(torch.stack([pixels[i] for i in members]), target)
             for place, i in enumerate(members):
-                per_image[i] = [_regrid(states[k][place], target, grids[i]) for k in chosen]
+                per_image[i] = [
+                    _regrid(states[k][place], target, grids[i], p > self.patch_size) for k in chosen
+                ]
         return [torch.cat([image[n] for image in per_image]) for n in range(len(chosen))]
+
+    def _within(self, grid: Grid, p: int) -> Grid:
+        """Grid of a tower that takes any: its own patches in patches of p pixels, if they fit whole."""
+        factor = p // self.patch_size if p % self.patch_size == 0 else 1
+        return grid[0] * factor, grid[1] * factor
 
     def _resize(self, image_3HW: Tensor, grid: Grid) -> Tensor:
         size = (grid[0] * self.patch_size, grid[1] * self.patch_size)
@@ -124,11 +132,15 @@ class TowerReader:
         return tuple(state[:, self.skip :] for state in states)
 
 
-def _regrid(state_SM: Tensor, source: Grid, target: Grid) -> Tensor:
+def _regrid(state_SM: Tensor, source: Grid, target: Grid, larger: bool) -> Tensor:
+    """States [S, M] of one grid as those of another; of ``larger`` patches than the tower's by means."""
     if source == target:
         return state_SM
     grid = state_SM.T.reshape(1, -1, *source).float()
-    resized = F.interpolate(grid, target, mode="bilinear", align_corners=False)
+    if larger and source[0] % target[0] == 0 and source[1] % target[1] == 0:
+        resized = F.adaptive_avg_pool2d(grid, target)
+    else:
+        resized = F.interpolate(grid, target, mode="bilinear", align_corners=False)
     return resized.flatten(2)[0].T.to(state_SM.dtype)
 
 
@@ -138,7 +150,8 @@ class VisionTower(nn.Module):
     Args:
         hidden_size: D, the LLM's width.
         tower: configuration of the tower as a dictionary with its ``model_type``.
-        patch_size: side of a patch in pixels; one token each.
+        patch_size: side of a patch in pixels; one token each, of a multiple of the tower's own patch the
+            mean of its states.
         layer: which of the tower's states are read: 0 is its embedding, i the raw output of block
             i - 1, negative from the end. LLaVA reads -2, the last block but one.
         image_mean, image_std: per channel, of pixels in [0, 1].

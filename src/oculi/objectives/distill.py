@@ -5,6 +5,9 @@
                           ▼ cosine       ▼ cosine          h_vit^i: raw output of ViT block i
     image ───────── ViT block 0 ── ViT block 1 ── ...
 
+Where tokens are merged before the LLM, each patch is compared through the token that it went into: S
+stays the ViT's output length, as in equation 1, and a token answers for all of its patches.
+
 The loss is consumed where a block's output is: a tap returns one number, and next to nothing is kept
 (``model/recompute_oculi.py``).
 """
@@ -96,7 +99,8 @@ class Distill(Objective):
         }
 
     def count(self, batch: Batch) -> int:
-        return batch.vision_tokens
+        """Patches: S of equation 1 is the ViT's output length, also where tokens are merged."""
+        return len(batch.patches_PC)
 
     def total(self, output: OculiOutput, batch: Batch, prepared: Any) -> Tensor:
         if prepared is None:
@@ -109,6 +113,11 @@ class Distill(Objective):
 
 def _reducer(head: nn.Module, target_SM: Tensor) -> Reducer:
     def cosine_distance(hidden_SD: Tensor) -> Tensor:
+        if len(hidden_SD) != len(target_SM):
+            raise ValueError(
+                f"{len(hidden_SD)} states of the student for {len(target_SM)} patches of the teacher: "
+                "distillation needs a compressor that says which token each patch went into"
+            )
         similarity_S = F.cosine_similarity(head(hidden_SD).float(), target_SM.float(), dim=-1)
         return (1 - similarity_S).sum()
 

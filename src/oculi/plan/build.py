@@ -25,7 +25,7 @@ from oculi.recipe import (
     Stage,
     TowerSpec,
 )
-from oculi.training.build import DTYPES, add_lora, add_routed_lora, cast
+from oculi.training.build import DTYPES, add_lora, add_routed_lora, cast, compress_config
 from oculi.training.module import TrainModule, canonical_parameters, freeze, learning_rates
 from oculi.training.optim import muon_matrices
 
@@ -88,12 +88,15 @@ def meta_model(spec: ModelSpec) -> OculiForConditionalGeneration:
             or no place for routed LoRA.
     """
     text_config = llm_config(spec.llm)
-    vision_config = _vision_config(spec.vision)
+    config = OculiConfig(
+        text_config,
+        _vision_config(spec.vision),
+        image_attention=spec.image_attention,
+        compress_config=compress_config(spec),
+    )
     with torch.device("meta"):
         try:
-            model = OculiForConditionalGeneration(
-                OculiConfig(text_config, vision_config, image_attention=spec.image_attention)
-            )
+            model = OculiForConditionalGeneration(config)
         except ValueError as error:
             raise RecipeError(f"model.llm: {error}") from None
         add_routed_lora(model, spec, seed=0)
@@ -144,13 +147,14 @@ def _vision_config(spec: PatchEmbedSpec | TowerSpec) -> dict[str, Any]:
         return config | {"width": spec.width, "grid": spec.grid}
     teacher = Teacher(_tower(spec.init_from))
     grid = _table(teacher) or spec.grid or DEFAULT_GRID
-    made = {"patch_size": teacher.patch_size, "width": teacher.width, "grid": grid}
+    patch = spec.patch_size if spec.patch_size % teacher.patch_size == 0 else teacher.patch_size
+    made = {"patch_size": patch, "width": teacher.width, "grid": grid}
     wanted = {"patch_size": spec.patch_size, "width": spec.width, "grid": spec.grid}
     for key, value in wanted.items():
         if value is not None and value != made[key]:
             raise RecipeError(
                 f"model.vision.{key}: {value} here but {made[key]} in {spec.init_from}: take its "
-                "patch_size, width and grid, or no init_from"
+                "patch_size or a multiple, its width and grid, or no init_from"
             )
     return config | made
 

@@ -37,14 +37,18 @@ def picture_grid(
     return processor.grid(*size)
 
 
-def sample_batch(grid: tuple[int, int], text: int, patch_size: int, device: str) -> Batch:
+def sample_batch(
+    grid: tuple[int, int], text: int, patch_size: int, device: str, vision: int | None = None
+) -> Batch:
     """A batch of one such sample; its grids stay on the CPU, as in training.
 
     Args:
         grid: rows and columns of patches. text: tokens after the picture.
         patch_size: in pixels. device: ``meta``, or one that can compute.
+        vision: tokens of the picture; None: one a patch.
     """
-    vision = grid[0] * grid[1]
+    patches = grid[0] * grid[1]
+    vision = patches if vision is None else vision
     length = vision + text
     with torch.device(device):
         is_vision = torch.arange(length)[None] < vision
@@ -57,7 +61,7 @@ def sample_batch(grid: tuple[int, int], text: int, patch_size: int, device: str)
             prompt_BT=is_vision,
             label_rows_R=rows,
             targets_R=torch.zeros_like(rows),
-            patches_PC=torch.zeros(vision, 3 * patch_size**2, dtype=torch.uint8),
+            patches_PC=torch.zeros(patches, 3 * patch_size**2, dtype=torch.uint8),
             grids_N2=torch.tensor([grid], device="cpu"),
             sample_ids=("planned",),
         )

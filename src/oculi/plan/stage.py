@@ -25,12 +25,15 @@ from oculi.training.module import TrainModule, canonical_parameters
 
 DAY = 24 * 60 * 60
 # Parts of the model, in the order of tables; an objective's parameters are a part of its own name.
-MODEL_PARTS = ("llm", "lora", "patch_embedding", "position_embedding", "tower", "connector")
+MODEL_PARTS = (
+    "llm", "lora", "patch_embedding", "position_embedding", "tower", "connector", "compressor",
+)  # fmt: skip
 _PREFIXES = {
     "vision.position": "position_embedding",
     "vision.tower.": "tower",
     "vision.connector.": "connector",
     "vision.": "patch_embedding",
+    "compress.": "compressor",
     "llm.": "llm",
 }
 
@@ -170,13 +173,12 @@ def plan_stage(
     stage = meta.stage
     by_name = {name: (p, _part(name)) for name, p in canonical_parameters(meta.module).items()}
     parts = dict(by_name.values())
-    tokens_per_image = int(meta.module.model.vision.tokens_per_image(torch.tensor([grid])))
+    tokens_per_image = int(meta.module.model.tokens_per_image(torch.tensor([grid])))
     samples = samples_at_once(stage, number, tokens_per_image + text, gpus)
     _check_countable(meta.module, spec)
-    pairs = attended_pairs(
-        spec.image_attention, sample_batch(grid, text, spec.vision.patch_size, "cpu")
-    )
-    batch = sample_batch(grid, text, spec.vision.patch_size, "meta")
+    shape, vision = (grid, text, spec.vision.patch_size), tokens_per_image
+    pairs = attended_pairs(spec.image_attention, sample_batch(*shape, "cpu", vision))
+    batch = sample_batch(*shape, "meta", vision)
     products, kept = _count(meta, parts, pairs, batch), _keep(meta, batch)
     muon = [meta.trained[name] for name in meta.muon]
     copies, gathered = kept.copies, 0

@@ -62,7 +62,7 @@ def _from_python(path: Path, function: str) -> Recipe:
     try:
         recipe = getattr(module, function)()
     except ValidationError as error:
-        raise RecipeError(f"{path}:{function}: {first_problem(error, {})}") from None
+        raise RecipeError(f"{path}:{function}: {first_problem(error, {}, Recipe)}") from None
     if not isinstance(recipe, Recipe):
         raise RecipeError(f"{path}:{function} returned {type(recipe).__name__}, not a Recipe")
     return recipe

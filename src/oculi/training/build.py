@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -30,6 +31,7 @@ def build_processor(spec: ModelSpec) -> OculiProcessor:
         patch_size=spec.vision.patch_size,
         **spec.images.model_dump(),
         image_mean=mean_and_deviation(spec.vision)[0],
+        compress=compress_config(spec),
     )
     with readable(spec.llm):
         tokenizer = AutoTokenizer.from_pretrained(resolve(spec.llm))
@@ -38,12 +40,18 @@ def build_processor(spec: ModelSpec) -> OculiProcessor:
         return OculiProcessor(images, tokenizer)
 
 
+def compress_config(spec: ModelSpec) -> dict[str, Any] | None:
+    """What the model and its processor are told of the recipe's compressor."""
+    return spec.compress.model_dump() if spec.compress is not None else None
+
+
 def recut(processor: OculiProcessor, images: ImageSpec) -> OculiProcessor:
     """The same processor with pictures cut as ``images`` says."""
     old = processor.image_processor
     cutter = OculiImageProcessor(
-        patch_size=old.patch_size, **images.model_dump(), image_mean=tuple(old.image_mean)
-    )
+        patch_size=old.patch_size, **images.model_dump(), image_mean=tuple(old.image_mean),
+        compress=old.compress,
+    )  # fmt: skip
     return OculiProcessor(cutter, processor.tokenizer)
 
 
@@ -83,6 +91,7 @@ def build_model(
     config = OculiConfig(
         text_config=llm.config,
         vision_config=start.config,
+        compress_config=compress_config(spec),
         image_token_id=processor.image_token_id,
         image_attention=spec.image_attention,
         dtype=DTYPES[spec.dtype],

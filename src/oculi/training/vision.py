@@ -33,7 +33,8 @@ class VisionStart:
             if own[name].shape != value.shape:
                 raise RecipeError(
                     f"model.vision: {name} is {tuple(own[name].shape)} here but {tuple(value.shape)} "
-                    f"in {origin}: take its patch_size, width and grid, or no init_from"
+                    f"in {origin}: take its patch_size or a multiple, its width and grid, or no "
+                    "init_from"
                 )
             own[name].copy_(value)
 
@@ -59,12 +60,31 @@ def _patch_embed(spec: PatchEmbedSpec) -> VisionStart:
     weights = load_patch_embedding(spec.init_from) if spec.init_from else {}
     width, grid = spec.width, spec.grid
     if weights:
+        weights["patch.weight"] = enlarge(weights["patch.weight"], spec.patch_size)
         width = width or weights["patch.weight"].shape[0]
     if grid is None and "position" in weights:
         side = round(len(weights["position"]) ** 0.5)
         grid = (side, side)
     config = {"patch_size": spec.patch_size, "width": width, "grid": list(grid or (32, 32))}
     return VisionStart(_common(spec) | config, weights)
+
+
+def enlarge(weight_WC: Tensor, patch_size: int) -> Tensor:
+    """Filters of a ViT for larger patches, [W, 3 * patch_size**2]: they see it at the ViT's resolution.
+
+    A patch k times as wide gives what the ViT's own filters give of its k x k means. That is FlexiViT's
+    PI-resize (arXiv 2212.08013) for a picture that is enlarged by repeating pixels. Filters
+    for patches that are no multiple are returned as they are.
+
+    Args:
+        weight_WC: [W, 3 * p * p], channels first in a patch.
+    """
+    own = round((weight_WC.shape[1] / 3) ** 0.5)
+    if patch_size % own:
+        return weight_WC
+    factor = patch_size // own
+    filters = weight_WC.view(-1, 3, own, own) / factor**2
+    return filters.repeat_interleave(factor, 2).repeat_interleave(factor, 3).flatten(1)
 
 
 def _tower(spec: TowerSpec) -> VisionStart:

@@ -1,0 +1,45 @@
+"""VoRA for sounds: spectrograms are pictures, and all else is the recipe of pictures.
+
+    python examples/audio/sounds.py --out sounds
+    python examples/audio/teacher.py --out sounds/teacher
+    oculi train examples/audio/recipe.py:vora_audio --out runs/audio
+    oculi eval runs/audio --task sounds/test.jsonl --above-blind
+
+Run where ``sounds`` is. docs/modalities.md has times and scores.
+"""
+
+from oculi.recipe import (
+    DistillSpec,
+    EvalSpec,
+    FileSource,
+    LmSpec,
+    LoraSpec,
+    PatchEmbedSpec,
+    Recipe,
+)
+from oculi.recipes.tiny import vora_tiny
+
+TEACHER = "sounds/teacher"
+
+
+def vora_audio() -> Recipe:
+    """Pre-training with block-wise distillation from the teacher of sounds, then the merge."""
+    tiny = vora_tiny()
+    pretrain, _ = tiny.stages
+    pretrain = pretrain.model_copy(
+        update={
+            "data": (FileSource(path="sounds/train.jsonl"),),
+            "steps": 600,
+            "objectives": (LmSpec(), DistillSpec(teacher=TEACHER, mode="block")),
+        }
+    )
+    vision, lora = PatchEmbedSpec(init_from=TEACHER), LoraSpec(rank=64, blocks=5)
+    return tiny.model_copy(
+        update={
+            "name": "vora_audio",
+            "summary": "VoRA for sounds: log-mel spectrograms as pictures, a teacher of sounds",
+            "model": tiny.model.model_copy(update={"vision": vision, "lora": lora}),
+            "stages": (pretrain,),
+            "evals": (EvalSpec(task="sounds/test.jsonl"),),
+        }
+    )

@@ -1,0 +1,55 @@
+"""Where samples come from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from oculi.specs.base import Count, Int, Strict, Weight
+
+
+class FileSource(Strict):
+    """Data files; see docs/data.md for the formats."""
+
+    kind: Literal["file"] = "file"
+    path: str = Field(description="a file, a pattern such as data/*.parquet, or a folder")
+    image_root: str | None = Field(
+        None, description="where image paths start; None: the file's folder"
+    )
+    format: str | None = Field(None, description="of the rows; None: recognised by their keys")
+    weight: Weight = Field(1.0, description="how often a row is drawn, against one of weight 1")
+    limit: Count | None = Field(None, description="only the first so many good rows")
+    tag: str | None = Field(
+        None, description="only rows whose stage or stages holds it, and rows without any"
+    )
+
+
+class PlayroomSource(Strict):
+    """Samples drawn by the program; see docs/testbed.md. Without a size it is the level's own."""
+
+    kind: Literal["playroom"] = "playroom"
+    level: Int = Field(ge=1, le=5)
+    samples: Count
+    split: Literal["train", "test", "pairs"] = "train"
+    size: tuple[Count, Count] | None = None
+    weight: Weight = Field(1.0, description="as of a file")
+    limit: Count | None = Field(None, description="as of a file")
+    tag: str | None = Field(None, description="as of a file; drawn samples have none")
+
+
+class LanguageSource(Strict):
+    """Dialogues without pictures, written by the program: what the testbed's LLM was pre-trained on.
+
+    They stand for the text that is mixed into pre-training (VoRA, section 4.2).
+    """
+
+    kind: Literal["language"] = "language"
+    samples: Count
+    split: Literal["train", "test"] = "train"
+    weight: Weight = Field(1.0, description="as of a file")
+    limit: Count | None = Field(None, description="as of a file")
+    tag: str | None = Field(None, description="as of a file; dialogues have none")
+
+
+SourceSpec = Annotated[FileSource | PlayroomSource | LanguageSource, Field(discriminator="kind")]

@@ -1,0 +1,92 @@
+"""Parts of the model: what pixels go through before the LLM, and LoRA."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from oculi.specs.base import Count, Int, Strict
+
+
+class PatchEmbedSpec(Strict):
+    """The patch embedding (VoRA, section 3.1)."""
+
+    kind: Literal["patch_embed"] = "patch_embed"
+    patch_size: Count = Field(14, description="in pixels; that of init_from, or a multiple of it")
+    width: Count | None = Field(None, description="None: the width of init_from")
+    grid: tuple[Count, Count] | None = Field(
+        None, description="position table; None: that of init_from"
+    )
+    init_from: str | None = Field(
+        None, description="a ViT whose patch embedding and positions start it"
+    )
+
+    @model_validator(mode="after")
+    def _has_a_size(self) -> PatchEmbedSpec:
+        if self.init_from is None and (self.width is None or self.grid is None):
+            raise ValueError("set width and grid, or init_from")
+        return self
+
+
+class TowerSpec(Strict):
+    """A pre-trained vision tower with a two-layer MLP behind it (LLaVA-1.5, section 3.3)."""
+
+    kind: Literal["tower"] = "tower"
+    patch_size: Count = Field(14, description="side of a patch in pixels, one token each")
+    init_from: str = Field(description="the ViT: AIMv2, CLIP or SigLIP 2")
+    layer: Int = Field(
+        -2,
+        description="which state is read: 0 the embedding, i block i - 1's output, or from the end",
+    )
+
+
+VisionSpec = Annotated[PatchEmbedSpec | TowerSpec, Field(discriminator="kind")]
+
+
+class MergeSpec(Strict):
+    """Similar tokens merged before the LLM, as AIM does (arXiv 2412.03248)."""
+
+    kind: Literal["merge"] = "merge"
+    factor: Int = Field(
+        ge=2, description="patches to a token: an image of P has P / factor, rounded up"
+    )
+
+
+class ImageSpec(Strict):
+    """How pictures are cut; see ``OculiImageProcessor``."""
+
+    mode: Literal["native", "square"] = "native"
+    size: Count = 448
+    min_patches: Count = 4
+    max_patches: Count = 1024
+
+    @model_validator(mode="after")
+    def _limits_in_order(self) -> ImageSpec:
+        if self.min_patches > self.max_patches:
+            raise ValueError(
+                f"min_patches {self.min_patches} is more than max_patches {self.max_patches}"
+            )
+        return self
+
+
+class LoraSpec(Strict):
+    """Vision LoRA: rank and the first blocks that get it; no alpha (VoRA, section 3.1)."""
+
+    rank: Count
+    blocks: Count
+    targets: tuple[str, ...] = (
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    )  # fmt: skip
+    routed: bool = Field(
+        False,
+        description="on image tokens alone: text stays the LLM's to the bit, nothing is merged",
+    )
+
+
+def check_patches(images: ImageSpec, patch: int, where: str) -> None:
+    """Raises ValueError unless a square is made of whole patches."""
+    if images.mode == "square" and images.size % patch:
+        raise ValueError(
+            f"{where}.size {images.size} is not a multiple of vision.patch_size {patch}"
+        )
