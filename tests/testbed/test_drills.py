@@ -156,8 +156,22 @@ def test_letters_and_options_go_both_ways() -> None:
     assert kinds == {"letter", "option"}
 
 
+def test_the_chosen_word_is_told_and_each_letter_is_as_often_right() -> None:
+    letters = defaultdict(int)
+    for index in range(N):
+        text, asked = drills.chosen(5, Dice(index))
+        assert len(asked) == 5
+        for question in asked:
+            letters[question.answer] += 1
+            assert re.search(rf"\b{said(question)}\b", text)
+            others = set(question.options) - {said(question)}
+            assert not any(re.fullmatch(rf".*\b{other}\b[.]?", text) for other in others)
+    assert set(letters) == set("ABCD") and max(letters.values()) < 1.3 * min(letters.values())
+
+
 @pytest.mark.parametrize(
-    "make", [drills.record, drills.table, drills.pairs, drills.options, drills.lookup]
+    "make",
+    [drills.record, drills.table, drills.pairs, drills.options, drills.lookup, drills.chosen],
 )
 def test_the_text_is_told_once_and_drills_repeat(make) -> None:  # type: ignore[no-untyped-def]
     text, asked = make(4, Dice(7))

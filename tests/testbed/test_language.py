@@ -143,6 +143,27 @@ def test_dialogues_tell_the_scene_once() -> None:
         assert talk == language.dialogue("train", index)
 
 
+def test_interviews_of_chosen_kinds_and_forms() -> None:
+    asked_at_all = 0
+    for index in range(50):
+        scene, _ = playroom.text_item(2, "text", index)
+        assert all(question.options for question in interview(scene, 6, Dice(1, index), choices=3))
+        asked = interview(scene, 6, Dice(1, index), choices=0, kinds=("relation", "relation"))
+        assert all(q.kind == "relation" and not q.options for q in asked) and len(asked) <= 2
+        asked_at_all += len(asked)
+    assert asked_at_all > 20
+
+
+def test_what_is_hard_comes_every_other_time() -> None:
+    hard = set(language._HARD)
+    for index in range(1, 41, 2):
+        assert language.choosing("train", index) == language.dialogue("train", index)
+    for index in range(0, 160, 8):
+        for talk in (language.choosing("train", index), language.chosen("train", index)):
+            assert all(re.fullmatch("[A-D]", turn.answer) for turn in talk)
+        assert {turn.kind for turn in language.choosing("train", index + 4)} <= hard | {"chosen"}
+
+
 def test_unknown_split_is_named() -> None:
     with pytest.raises(DataError, match='did you mean "train"'):
         language.skills("tran", 0)

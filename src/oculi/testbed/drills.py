@@ -270,6 +270,34 @@ def lookup(n: int, roll: Dice) -> tuple[str, list[Question]]:
     return f"List: {roll.pick((', ', '; ', ' ', chr(10))).join(lines)}", asked
 
 
+_TOLD = ("It is {}.", "The answer is {}.", "{}", "This is {}.", "Right: {}", "The word is {}.")
+_WHICH = (
+    "Which is it?",
+    "Which is right?",
+    "What is it?",
+    "Choose.",
+    "Which one?",
+    "What is right?",
+)
+
+
+def chosen(n: int, roll: Dice) -> tuple[str, list[Question]]:
+    """Return one word as text, and `n` multiple choices of which it is the right one.
+
+    All that they take is to find among the options what is known already: the second half of every
+    multiple choice, alone.
+    """
+    among = roll.pick((_SHORT, tuple(COLOURS), SHAPES, WORDS))
+    word = roll.pick(among)
+    asked = [
+        as_choice(
+            Question("chosen", roll.pick(_WHICH), word), [roll.pick(among) for _ in range(6)], roll
+        )
+        for _ in range(n)
+    ]
+    return roll.pick(_TOLD).format(word), asked
+
+
 def told(text: str, questions: Sequence[Question], roll: Dice) -> list[tuple[str, str, str]]:
     """Return (kind, prompt, answer) of each question; the first prompt also tells the text."""
     prompts = [question.text for question in questions]

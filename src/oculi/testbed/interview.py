@@ -7,7 +7,7 @@ questions, so they are not as even as Playroom's own; that matters for scores, n
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from oculi.testbed import level1, level2, level3, level4, level5, playroom
 from oculi.testbed.questions import VALUES, Question, changed
@@ -142,11 +142,17 @@ def _plan(kind: str, scene: Scene, roll: Dice) -> Plan | None:
     return Plan(kind, scene.objects, "", "place" if kind == "position" else kind)
 
 
-def interview(scene: Scene, n: int, roll: Dice) -> list[Question]:
-    """Return up to `n` questions of different kinds about `scene`, at least one."""
+def interview(
+    scene: Scene, n: int, roll: Dice, choices: int = 1, kinds: Sequence[str] = ()
+) -> list[Question]:
+    """Return up to `n` questions of different kinds about `scene`, at least one.
+
+    Of three, `choices` are multiple choice. With `kinds`, a kind is asked as often as it occurs
+    there; of these every one may be impossible.
+    """
     asked: list[Question] = []
-    for kind in roll.shuffled(playroom.kinds(scene.level)):
+    for kind in roll.shuffled(kinds or playroom.kinds(scene.level)):
         plan = _plan(kind, scene, roll)
         if plan is not None and len(asked) < n:
-            asked.append(_ASK[scene.level](plan, scene, "text", roll.below(3) == 0, roll))
+            asked.append(_ASK[scene.level](plan, scene, "text", roll.below(3) < choices, roll))
     return asked

@@ -11,7 +11,7 @@ answers in the right format. No text here speaks of a picture that is drawn.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from oculi.errors import DataError, nearest
@@ -32,6 +32,7 @@ _SKILL = 18
 # Of 32 dialogues so many read each level through, are drills, or try skills; the rest is mixed.
 _THROUGH = {1: 4, 2: 9, 3: 2, 4: 3, 5: 2}
 _DRILL, _TASKS = 6, 4
+_HARD = (*("count",) * 3, *("relation",) * 3, "comparison")
 
 _FRAMES = (
     "{scene}\n{question}",
@@ -135,11 +136,19 @@ def turn(split: str, index: int) -> Turn:
     return guess(1 + index % len(LEVELS), split, index)
 
 
-def _read_through(level: int, split: str, index: int, n: int, roll: Dice) -> list[Turn]:
-    """Return up to `n` exchanges on one scene, told in the first of them."""
+def _read_through(
+    level: int, split: str, index: int, n: int, roll: Dice, choices: int = 1,
+    kinds: Sequence[str] = (),
+) -> list[Turn]:  # fmt: skip
+    """Return up to `n` exchanges on one scene, told in the first; of three, `choices` multiple choice.
+
+    With `kinds` there may be none.
+    """
     scene, _ = playroom.text_item(level, _SCENES[split], index)
+    questions = interview(scene, n, roll, choices, kinds)
+    if not questions:
+        return []
     described = playroom.describe_scene(scene, roll.below(30))
-    questions = interview(scene, n, roll)
     prompts = [question.text for question in questions]
     prompts[0] = roll.pick(_FRAMES).format(scene=described, question=prompts[0])
     return [Turn(q.kind, text, q.answer) for q, text in zip(questions, prompts, strict=True)]
@@ -179,6 +188,24 @@ def lookups(split: str, index: int) -> list[Turn]:
     """Return a dialogue on a list of words, of pairs of words, or of lettered words."""
     made = (drills.lookup, drills.lookup, drills.words, drills.pairs, drills.options)[index % 5]
     return _looked_up(made, _roll(split, index, 10))
+
+
+def chosen(split: str, index: int) -> list[Turn]:
+    """Return a dialogue of multiple choices of which the right one is told."""
+    return _looked_up(drills.chosen, _roll(split, index, 12))
+
+
+def choosing(split: str, index: int) -> list[Turn]:
+    """Return what is hard about objects, every other time, so that nothing else is forgotten.
+
+    Multiple choice alone on one object, then on more, and what compares or counts.
+    """
+    if index % 2:
+        return dialogue(split, index)
+    roll, kind = _roll(split, index, 16), index // 2 % 4
+    if kind < 2:
+        return _read_through(1 + kind, split, index, 6, roll, choices=3)
+    return _read_through(2, split, index, 7, roll, kinds=_HARD) or _looked_up(drills.chosen, roll)
 
 
 def primer(split: str, index: int) -> list[Turn]:
