@@ -55,6 +55,18 @@ def test_files_and_playroom_together(tmp_path: Path) -> None:
     assert [rows[i].id for i in range(5)] == names
 
 
+def test_playroom_rows_of_some_kinds() -> None:
+    chosen = ("existence", "shape")
+    rows = PlayroomRows(PlayroomSource(level=1, samples=60, kinds=chosen))
+    every = PlayroomRows(PlayroomSource(level=1, samples=180))
+    ids = [sample.id for sample in every]
+    assert [row.id for row in rows] == [
+        ids[i] for i in range(180) if every.item(i).question.kind in chosen
+    ]
+    with pytest.raises(DataError, match='no kind "exist".*did you mean "existence"'):
+        PlayroomRows(PlayroomSource(level=1, samples=3, kinds=("exist",)))
+
+
 def test_playroom_rows_are_samples() -> None:
     rows = PlayroomRows(PlayroomSource(level=1, samples=3, size=(96, 48)))
     assert len(rows) == len(list(rows)) == 3

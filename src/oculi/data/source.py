@@ -54,7 +54,7 @@ class PlayroomRows(_Drawn):
     """Questions of a Playroom level as samples; nothing is stored.
 
     Raises:
-        DataError: the level has no such split.
+        DataError: the level has no such split or kind of question.
     """
 
     spec: PlayroomSource
@@ -63,6 +63,8 @@ class PlayroomRows(_Drawn):
         from oculi.testbed import playroom
 
         playroom.check(spec.level, spec.split)
+        if spec.kinds:
+            playroom.of_kinds(spec.level, spec.split, spec.kinds, 0)  # an unknown one is said here
         self.spec = spec
 
     def _made(self, index: int) -> Sample:
@@ -71,13 +73,15 @@ class PlayroomRows(_Drawn):
             Message("user", (ImageSlot(0), "\n" + item.question.text)),
             Message("assistant", (item.question.answer,)),
         )
-        name = f"playroom-{self.spec.level}-{self.spec.split}-{index}"
+        name = f"playroom-{self.spec.level}-{self.spec.split}-{item.picture.index}"
         return Sample(name, messages, (item.picture,), source=name)
 
     def item(self, index: int) -> Item:
-        """Scene, picture and question number ``index``."""
+        """Scene, picture and question number ``index`` of those of the kinds asked for."""
         from oculi.testbed import playroom
 
+        if self.spec.kinds:
+            index = playroom.of_kinds(self.spec.level, self.spec.split, self.spec.kinds, index)
         return playroom.item(self.spec.level, self.spec.split, index, self.spec.size)
 
 

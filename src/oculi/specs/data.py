@@ -33,6 +33,7 @@ class PlayroomSource(Strict):
     samples: Count
     split: Literal["train", "test", "pairs"] = "train"
     size: tuple[Count, Count] | None = None
+    kinds: tuple[str, ...] = Field((), description="of question, as existence; empty: all")
     weight: Weight = Field(1.0, description="as of a file")
     limit: Count | None = Field(None, description="as of a file")
     tag: str | None = Field(None, description="as of a file; drawn samples have none")

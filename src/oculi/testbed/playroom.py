@@ -10,6 +10,7 @@ A level is a module with what `Level` lists; nothing here knows what its scenes 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -127,6 +128,22 @@ def _block(level: int, split: str, number: int) -> list[tuple[str, bool]]:
     """
     slots = [(kind, n == 0) for kind in kinds(level, split) for n in range(_SHARES)]
     return dice(level, split, number, _ORDER).shuffled(slots)
+
+
+def of_kinds(level: int, split: str, chosen: Sequence[str], number: int) -> int:
+    """Return the index of item `number` among those whose question is of the `chosen` kinds.
+
+    Raises DataError for a kind that the level's split has not.
+    """
+    known = kinds(level, split)
+    if wrong := [kind for kind in chosen if kind not in known]:
+        raise DataError(
+            f'playroom: level {level} has no kind "{wrong[0]}"{nearest(wrong[0], known)}; its kinds '
+            f"are {', '.join(known)}"
+        )
+    block, place = divmod(number, _SHARES * len(set(chosen)))
+    slots = [i for i, (kind, _) in enumerate(_block(level, split, block)) if kind in chosen]
+    return block * _SHARES * len(known) + slots[place]
 
 
 def _plan(level: int, split: str, index: int) -> tuple[Plan, bool]:
