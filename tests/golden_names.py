@@ -14,10 +14,22 @@ import torch
 from oculi.hub import resolve
 from oculi.model import OculiConfig, OculiForConditionalGeneration
 from oculi.model.lora import inject_lora
-from oculi.objectives import Distill, LanguageModelling, Objective
+from oculi.objectives import Distill, LanguageModelling, Objective, Reconstruct
+from oculi.objectives.latents import Autoencoder
 from oculi.objectives.teacher import Teacher
-from oculi.recipe import DistillSpec, ModelSpec, PatchEmbedSpec, Recipe, Stage, TowerSpec
+from oculi.recipe import (
+    DistillSpec,
+    ModelSpec,
+    PatchEmbedSpec,
+    PerceiverSpec,
+    Recipe,
+    ReconstructSpec,
+    Stage,
+    TowerSpec,
+)
 from oculi.recipes import BUILTIN
+from oculi.testbed.build_diffusion import new_sd3, new_vae
+from oculi.testbed.towers import TOWERS
 from oculi.training.module import TrainModule, canonical_parameters, learning_rates
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -33,6 +45,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "lmsys/vicuna-7b-v1.5": {
         "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
         "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
+        "tie_word_embeddings": False,
+    },
+    "meta-llama/Meta-Llama-3-8B-Instruct": {
+        "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
         "tie_word_embeddings": False,
     },
     "apple/aimv2-huge-patch14-448": {
@@ -71,6 +88,9 @@ def config(name: str) -> Any:
     from transformers import AutoConfig
 
     known = CONFIGS.get(name)
+    if (tower := TOWERS.get(name.removeprefix("testbed:"))) is not None:
+        with torch.device("meta"):
+            return tower.new().config  # whether it is shipped yet or not
     return AutoConfig.for_model(**known) if known else AutoConfig.from_pretrained(resolve(name))
 
 
@@ -87,9 +107,32 @@ def tower(spec: TowerSpec) -> dict[str, Any]:
     return {"tower": config(spec.init_from).to_dict(), "layer": spec.layer}
 
 
+def perceiver(spec: PerceiverSpec) -> dict[str, Any]:
+    """As ``training/vision.py`` would make it from the weights."""
+    settings = {"tokens": spec.tokens, "max_tiles": spec.max_tiles, "heads": spec.heads}
+    return {"tower": config(spec.init_from).to_dict(), "layer": spec.layer, **settings}
+
+
+# SD3-medium by the arguments that its config.json has other than diffusers' defaults.
+SD3 = {
+    "num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536,
+    "pos_embed_max_size": 192,
+}  # fmt: skip
+
+
+def reconstruct(spec: ReconstructSpec, width: int) -> Reconstruct:
+    """With the shapes of the checkpoints that the spec names."""
+    from diffusers import SD3Transformer2DModel
+
+    tiny = spec.denoiser.startswith("testbed:")
+    denoiser = new_sd3() if tiny else SD3Transformer2DModel(**SD3)
+    return Reconstruct(spec, denoiser, Autoencoder(new_vae()), width)
+
+
 VISION: dict[type, Callable[[Any], dict[str, Any]]] = {
     PatchEmbedSpec: patch_embed,
     TowerSpec: tower,
+    PerceiverSpec: perceiver,
 }
 
 
@@ -115,6 +158,8 @@ def objectives(stage: Stage, model: OculiForConditionalGeneration) -> list[Objec
             if isinstance(spec, DistillSpec):
                 teacher = Teacher(AutoModel.from_config(config(spec.teacher)))
                 built.append(Distill(spec, teacher, model.width, len(model.blocks)))
+            elif isinstance(spec, ReconstructSpec):
+                built.append(reconstruct(spec, model.width))
             else:
                 built.append(LanguageModelling(spec))
     return built

@@ -202,9 +202,9 @@ def test_an_unknown_kind_lists_the_known() -> None:
 
 def test_a_missing_kind_lists_the_known() -> None:
     said = {
-        "model.vision": "patch_embed, tower",
+        "model.vision": "patch_embed, tower, perceiver",
         "stages.0.data.0": "file, playroom, language",
-        "stages.0.objectives.1": "lm, distill",
+        "stages.0.objectives.1": "lm, distill, reconstruct",
     }
     for key, kinds in said.items():
         message = problem({key: {"path": "a.json"}})

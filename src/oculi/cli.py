@@ -15,6 +15,8 @@ from oculi.bench.command import app as bench_app
 from oculi.commands import one_line_errors, progress
 from oculi.commands import quiet_libraries as _quiet_libraries
 from oculi.export.convert.command import app as convert_app
+from oculi.reconstruct.command import EXAMPLE as RECONSTRUCT_EXAMPLE
+from oculi.reconstruct.command import reconstruct
 
 app = typer.Typer(
     help="oculi gives a language model eyes: train, compare, merge, measure and serve.",
@@ -29,6 +31,7 @@ app.add_typer(testbed_app, name="testbed", rich_help_panel=None)
 app.add_typer(bench_app, name="bench", rich_help_panel=None)
 app.add_typer(convert_app, name="convert", rich_help_panel=None)
 app.command(epilog=ABLATE_EXAMPLE)(ablate)
+app.command(epilog=RECONSTRUCT_EXAMPLE)(reconstruct)
 
 
 @app.command(epilog="Example: oculi train vora_tiny stages.0.steps=300 --out runs/first")

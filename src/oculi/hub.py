@@ -36,6 +36,27 @@ def resolve(name: str) -> str:
         ) from None
 
 
+def resolve_part(name: str, part: str) -> str:
+    """Folder of one part of a pipeline: ``part`` in a folder or a hub id, of which no other is fetched.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if Path(name).is_dir():
+        return resolve(str(Path(name) / part))
+    if name.count("/") != 1 or Path(name).is_absolute() or name.startswith("."):
+        raise CheckpointError(f"{name} is no folder (and no hub id, which is OWNER/NAME)")
+    try:
+        from huggingface_hub import snapshot_download
+
+        return str(Path(snapshot_download(name, allow_patterns=[f"{part}/*"])) / part)
+    except Exception as error:  # the hub raises a dozen kinds; all mean that there are no weights
+        raise CheckpointError(
+            f"{name} is no folder here, and the hub did not give its {part} ({type(error).__name__}): "
+            "check the spelling, the network and, for gated models, your login"
+        ) from None
+
+
 def _download(name: str) -> str:
     """Folder of a hub id: its safetensors, or where it has none (as CLIP and Vicuna) its .bin files.
 

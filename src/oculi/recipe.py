@@ -27,15 +27,17 @@ from oculi.specs.model import (
     LoraSpec,
     MergeSpec,
     PatchEmbedSpec,
+    PerceiverSpec,
     TowerSpec,
     VisionSpec,
     check_patches,
 )
-from oculi.specs.objectives import DistillSpec, LmSpec, ObjectiveSpec
+from oculi.specs.objectives import DistillSpec, LmSpec, ObjectiveSpec, ReconstructSpec
 
 __all__ = [
     "DistillSpec", "EvalSpec", "FileSource", "ImageSpec", "LanguageSource", "LmSpec", "LoraSpec",
-    "MergeSpec", "ModelSpec", "ObjectiveSpec", "PatchEmbedSpec", "PlayroomSource", "Recipe",
+    "MergeSpec", "ModelSpec", "ObjectiveSpec", "PatchEmbedSpec", "PerceiverSpec",
+    "PlayroomSource", "Recipe", "ReconstructSpec",
     "SourceSpec", "Stage", "TowerSpec", "VisionSpec", "check_patches", "load", "override", "validate",
 ]  # fmt: skip
 

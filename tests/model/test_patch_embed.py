@@ -111,8 +111,8 @@ def test_no_image_is_no_token(embed: PatchEmbed) -> None:
     assert found.shape == (0, 8)
 
 
-def test_tokens_per_image(embed: PatchEmbed) -> None:
-    assert embed.tokens_per_image(torch.tensor([[2, 3], [4, 5]])).tolist() == [6, 20]
+def test_a_token_a_patch(embed: PatchEmbed) -> None:
+    assert embed.token_grids(torch.tensor([[2, 3], [4, 5]])).tolist() == [[2, 3], [4, 5]]
 
 
 def test_init_draws_small_positions() -> None:

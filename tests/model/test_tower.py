@@ -238,8 +238,8 @@ def test_bfloat16_weights(family: str) -> None:
         assert (found.float() - exact).abs().max() < 0.1 * exact.abs().max()
 
 
-def test_tokens_per_image() -> None:
-    assert part("clip").tokens_per_image(torch.tensor([[2, 3], [4, 4]])).tolist() == [6, 16]
+def test_a_token_a_patch() -> None:
+    assert part("clip").token_grids(torch.tensor([[2, 3], [4, 4]])).tolist() == [[2, 3], [4, 4]]
 
 
 @pytest.mark.usefixtures("no_grad")

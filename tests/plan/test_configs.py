@@ -22,6 +22,7 @@ PUBLISHED = {
     "Qwen/Qwen2.5-1.5B": 1_543_714_304,
     "Qwen/Qwen2.5-0.5B": 494_032_768,
     "lmsys/vicuna-7b-v1.5": 6_738_415_616,
+    "meta-llama/Meta-Llama-3-8B-Instruct": 8_030_261_248,
     "apple/aimv2-huge-patch14-448": 682_031_616,
     "openai/clip-vit-large-patch14-336": 303_507_456,
     "google/siglip2-so400m-patch16-naflex": 427_888_064,

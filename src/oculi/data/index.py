@@ -104,7 +104,9 @@ def processor_fingerprint(processor: OculiProcessor) -> str:
         images.patch_size, images.mode, images.size, images.min_patches, images.max_patches,
         str(tokenizer.chat_template),
         *(state.get(part) for part in ("added_tokens", "normalizer", "pre_tokenizer", "model")),
-        *([images.compress] if images.compress else []),  # not None: folders were prepared without it
+        # Not None: folders were prepared without them.
+        *([images.compress] if images.compress else []),
+        *([images.vision_tokens] if images.vision_tokens else []),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -11,6 +11,7 @@ from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
 from .compress_oculi import token_count
+from .grids_oculi import token_grid
 
 
 class OculiImageProcessor(BaseImageProcessor):
@@ -23,7 +24,9 @@ class OculiImageProcessor(BaseImageProcessor):
             resolution does.
         size: side in pixels for ``square``; a multiple of ``patch_size``.
         min_patches, max_patches: limits of patches per image for ``native``.
-        compress: the model's ``compress_config``, which says how many tokens its patches become.
+        vision_tokens: the grid of tokens that the model's vision part makes of patches, where it is not
+            a token a patch (``grids_oculi.py``).
+        compress: the model's ``compress_config``, which says how many tokens are left of those.
 
     Raises:
         ValueError: a setting is out of range.
@@ -40,6 +43,7 @@ class OculiImageProcessor(BaseImageProcessor):
         max_patches: int = 1024,
         image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073),
         compress: dict[str, Any] | None = None,
+        vision_tokens: dict[str, Any] | None = None,
         **kwargs: Any,  # transformers passes its own keys (auto_map, ...) this way
     ) -> None:
         super().__init__(**kwargs)
@@ -54,8 +58,8 @@ class OculiImageProcessor(BaseImageProcessor):
         self.patch_size, self.mode, self.size = patch_size, mode, size
         self.min_patches, self.max_patches = min_patches, max_patches
         self.image_mean = list(image_mean)
-        self.compress = compress
-        self.tokens((1, 1))  # an unknown compressor is said here
+        self.vision_tokens, self.compress = vision_tokens, compress
+        self.tokens((1, 1))  # an unknown kind is said here
 
     def grid(self, width: int, height: int) -> tuple[int, int]:
         """Rows and columns of patches for a picture of this size in pixels, without reading it."""
@@ -80,7 +84,7 @@ class OculiImageProcessor(BaseImageProcessor):
 
     def tokens(self, grid: tuple[int, int]) -> int:
         """Tokens in the LLM of a picture of so many rows and columns of patches."""
-        return token_count(self.compress, *grid)
+        return token_count(self.compress, *token_grid(self.vision_tokens, *grid))
 
     def patches(self, image: Image.Image) -> tuple[np.ndarray, tuple[int, int]]:
         """One picture to patches [rows * columns, 3 * p * p] uint8 and its (rows, columns)."""

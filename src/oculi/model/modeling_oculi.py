@@ -21,15 +21,20 @@ from .configuration_oculi import OculiConfig
 from .generation_oculi import OculiGenerationMixin
 from .masks_oculi import build_mask, mask_function, refuse_sliding_window
 from .patch_embed_oculi import PatchEmbed
+from .perceiver_oculi import Perceiver
 from .routed_oculi import Route, add_adapter
 from .rows_oculi import mask_of_rows, only_rows, pays
 from .spans_oculi import key_spans
+from .taps_oculi import VISION, Seen, tapping
 from .taps_oculi import Reducer as Reducer
-from .taps_oculi import tapping
 from .tower_oculi import VisionTower
 
 # What ``vision_config["kind"]`` may name: patches and grids in, tokens of the LLM's width out.
-VISION_PARTS: dict[str, type[nn.Module]] = {"patch_embed": PatchEmbed, "tower": VisionTower}
+VISION_PARTS: dict[str, type[nn.Module]] = {
+    "patch_embed": PatchEmbed,
+    "tower": VisionTower,
+    "perceiver": Perceiver,
+}
 
 
 @dataclass
@@ -39,12 +44,12 @@ class OculiOutput(ModelOutput):
     Attributes:
         logits: [B, T, V]; [1, R, V] when ``label_rows`` was given.
         past_key_values: the cache, when it is used.
-        taps: what the reducers returned, by block.
+        taps: what the reducers returned, by block or name.
     """
 
     logits: Tensor | None = None
     past_key_values: Cache | None = None
-    taps: dict[int, Any] | None = None
+    taps: dict[int | str, Any] | None = None
 
 
 class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
@@ -157,18 +162,28 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
 
     def tokens_per_image(self, image_grids: Tensor) -> Tensor:
         """Tokens that each image [N, 2] becomes in the LLM: [N], int64."""
-        last: Any = self.vision if self.compress is None else self.compress
-        counts: Tensor = last.tokens_per_image(image_grids)
-        return counts
+        grids: Tensor = self.vision.token_grids(image_grids)
+        return grids.prod(-1) if self.compress is None else self.compress.tokens_per_image(grids)
 
     def get_image_features(self, pixel_values: Tensor, image_grids: Tensor) -> Tensor:
         """Vision tokens [S, D] of all images, in order; see the vision part for the arguments."""
-        return self._see(pixel_values, image_grids)[0]
+        tokens: Tensor = self._see(pixel_values, image_grids)[0]
+        return tokens
 
-    def _see(self, pixel_values: Tensor, image_grids: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Vision tokens [S, D], and the token of each patch [P] if a compressor made fewer."""
-        tokens = self.vision(pixel_values, image_grids)
-        return (tokens, None) if self.compress is None else self.compress(tokens, image_grids)
+    def look(self, pixel_values: Tensor, image_grids: Tensor) -> Seen:
+        """What the LLM is given of all images, in order; see the vision part for the arguments."""
+        tokens, pooled, _ = self._see(pixel_values, image_grids)
+        return Seen(tokens, tuple(self.tokens_per_image(image_grids).tolist()), pooled)
+
+    def _see(self, pixel_values: Tensor, image_grids: Tensor) -> tuple[Any, Any, Any]:
+        """Vision tokens [S, D]; what the vision part says of each whole image, [N, D] or None; and the
+        token of each patch [P], if a compressor made fewer."""
+        made = self.vision(pixel_values, image_grids)
+        tokens, pooled = made if isinstance(made, tuple) else (made, None)
+        if self.compress is None:
+            return tokens, pooled, None
+        tokens, owners = self.compress(tokens, self.vision.token_grids(image_grids))
+        return tokens, pooled, owners
 
     def forward(
         self,
@@ -184,7 +199,7 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
         prompt_mask: Tensor | None = None,
         modality_ids: Tensor | None = None,
         label_rows: Tensor | None = None,
-        taps: Mapping[int, Reducer] | None = None,
+        taps: Mapping[Any, Reducer] | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
@@ -210,12 +225,12 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
             taps: for block i, a function of its output on vision tokens [S, D]; what it returns is
                 in ``Output.taps[i]`` and nothing else is kept: the backward pass calls it again.
                 -1 is the input of block 0. Of a model that compresses, each patch's state [P, D]:
-                that of the token it went into.
+                that of the token it went into. ``"vision"`` is given a ``Seen``.
 
         Raises:
             ValueError: image positions and vision tokens differ in number, or shapes do.
         """
-        vision_tokens, owners = 0, None
+        vision_tokens, pooled, owners = None, None, None
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("forward needs input_ids or inputs_embeds")
@@ -223,11 +238,17 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
                 image_ids = self._image_ids(
                     input_ids, image_grids if pixel_values is not None else None
                 )
-            inputs_embeds, vision_tokens, owners = self._embed(
+            inputs_embeds, (vision_tokens, pooled, owners) = self._embed(
                 input_ids, image_ids, pixel_values, image_grids
             )
         elif pixel_values is not None:
             raise ValueError("images need input_ids: pass inputs_embeds or pixel_values, not both")
+        tapped: dict[int | str, Any] = {}
+        if taps and VISION in taps:
+            assert image_grids is not None and vision_tokens is not None
+            counts = self.tokens_per_image(image_grids).tolist()
+            tapped[VISION] = taps[VISION](Seen(vision_tokens, tuple(counts), pooled))
+            taps = {block: reduce for block, reduce in taps.items() if block != VISION}
         # Looked for only where they are needed: decoding calls this for every token.
         blocks: Any = self.blocks if taps or label_rows is not None else ()
         chosen = self._rows_of_last_block(blocks, label_rows, taps, past_key_values, inputs_embeds)
@@ -240,18 +261,17 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
             past_key_values,
             chosen,
         )
-        tapped: dict[int, Any] = {}
         with ExitStack() as stack:
-            rows = None
-            if image_ids is not None and (taps or (self.route.modalities and vision_tokens)):
+            rows, seen = None, 0 if vision_tokens is None else len(vision_tokens)
+            if image_ids is not None and (taps or (self.route.modalities and seen)):
                 # The image positions, in order; how many there are is known, so the host need not wait.
-                rows = (image_ids.flatten() < 0).int().argsort(stable=True)[:vision_tokens]
+                rows = (image_ids.flatten() < 0).int().argsort(stable=True)[:seen]
             dealt = self.route.deal(inputs_embeds, modality_ids, rows)
             stack.enter_context(self.route.to(dealt))
             if taps:
                 assert rows is not None
-                seen = rows if owners is None else rows[owners]
-                stack.enter_context(tapping(taps, blocks, seen, inputs_embeds, tapped))
+                read = rows if owners is None else rows[owners]
+                stack.enter_context(tapping(taps, blocks, read, inputs_embeds, tapped))
             if label_rows is not None:
                 last = blocks[-1] if chosen is not None else None
                 head = self.llm.get_output_embeddings()
@@ -296,16 +316,16 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
         image_ids: Tensor,
         pixel_values: Tensor | None,
         image_grids: Tensor | None,
-    ) -> tuple[Tensor, int, Tensor | None]:
-        """Embeddings [B, T, D], how many of them are vision tokens, and the token of each patch."""
+    ) -> tuple[Tensor, tuple[Any, Any, Any]]:
+        """Embeddings [B, T, D], and what ``_see`` returns."""
         is_image = image_ids >= 0
         # The image token may lie outside of the table; its row is overwritten below in any case.
         embeds_BTD = self.llm.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
         if pixel_values is None or image_grids is None:
-            return embeds_BTD, 0, None
-        vision_SD, owners = self._see(pixel_values, image_grids)
-        vision_SD = vision_SD.to(embeds_BTD.dtype)
-        return embeds_BTD.masked_scatter(is_image[..., None], vision_SD), len(vision_SD), owners
+            return embeds_BTD, (None, None, None)
+        seen = self._see(pixel_values, image_grids)
+        vision_SD = seen[0].to(embeds_BTD.dtype)
+        return embeds_BTD.masked_scatter(is_image[..., None], vision_SD), seen
 
     def _rows_of_last_block(
         self,

@@ -60,9 +60,9 @@ class PatchEmbed(nn.Module):
         nn.init.normal_(self.position, std=0.02)
         nn.init.normal_(self.projection.weight, std=0.02)
 
-    def tokens_per_image(self, image_grids: Tensor) -> Tensor:
-        """Tokens that each image [N, 2] becomes in the LLM: [N], int64."""
-        return image_grids.prod(-1)
+    def token_grids(self, image_grids: Tensor) -> Tensor:
+        """Rows and columns of the tokens of each image: [N, 2], a token a patch."""
+        return image_grids
 
     def normalise(self, pixel_values: Tensor) -> Tensor:
         """Patches [P, C] of 0..255 to the mean and deviation of the teacher's inputs, float32."""

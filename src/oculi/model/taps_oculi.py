@@ -1,10 +1,14 @@
-"""What objectives read of the blocks while the LLM runs: a reducer's result, and nothing else.
+"""What objectives read while the model runs: a reducer's result, and nothing else.
 
-Shapes: B rows, T tokens, D the LLM's width, S vision tokens of the whole batch.
+Of the LLM's blocks a reducer is given their output on vision tokens; under ``VISION`` it is given what
+the LLM is given of the images.
+
+Shapes: B rows, T tokens, D the LLM's width, S vision tokens of the whole batch, N images of s each.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +16,30 @@ from torch import Tensor, nn
 
 from .recompute_oculi import recomputing
 
-Reducer = Callable[[Tensor], Any]
+Reducer = Callable[[Any], Any]
+VISION = "vision"  # the tap that reads ``Seen``
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the LLM is given of the images.
+
+    Attributes:
+        tokens_SD: of all images in order, as the LLM reads them.
+        counts: tokens of each image.
+        pooled_ND: one embedding of each whole image, from a vision part that makes it; or None.
+    """
+
+    tokens_SD: Tensor
+    counts: tuple[int, ...]
+    pooled_ND: Tensor | None = None
+
+    def of_each(self) -> list[tuple[Tensor, Tensor]]:
+        """Tokens [s, D] and embedding [D] of each image; the mean of its tokens where there is none."""
+        tokens = self.tokens_SD.split(self.counts)
+        if self.pooled_ND is None:
+            return [(each, each.mean(0)) for each in tokens]
+        return list(zip(tokens, self.pooled_ND, strict=True))
 
 
 @contextmanager
@@ -21,7 +48,7 @@ def tapping(
     blocks: nn.ModuleList,
     rows: Tensor,
     embeds: Tensor,
-    results: dict[int, Any],
+    results: dict[int | str, Any],
 ) -> Iterator[None]:
     """Hooks that hand a block's output on vision tokens to its reducer and keep only the result.
 

@@ -91,6 +91,10 @@ class TowerReader:
                 ]
         return [torch.cat([image[n] for image in per_image]) for n in range(len(chosen))]
 
+    def encode(self, pixels: Tensor, grid: Grid, layer: int) -> Tensor:
+        """One state [N, rows * columns, M] of pictures [N, 3, H, W] of 0..255 that fill the grid."""
+        return self._run(pixels, grid)[layer]
+
     def _within(self, grid: Grid, p: int) -> Grid:
         """Grid of a tower that takes any: its own patches in patches of p pixels, if they fit whole."""
         factor = p // self.patch_size if p % self.patch_size == 0 else 1
@@ -201,9 +205,9 @@ class VisionTower(nn.Module):
             self.tower.eval()
         return self
 
-    def tokens_per_image(self, image_grids: Tensor) -> Tensor:
-        """Tokens that each image [N, 2] becomes in the LLM: [N], int64."""
-        return image_grids.prod(-1)
+    def token_grids(self, image_grids: Tensor) -> Tensor:
+        """Rows and columns of the tokens of each image: [N, 2], a token a patch."""
+        return image_grids
 
     def forward(self, pixel_values: Tensor, image_grids: Tensor) -> Tensor:
         """Tokens [P, D] of all images; the arguments are those of ``PatchEmbed``."""

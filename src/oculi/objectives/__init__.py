@@ -8,9 +8,10 @@ from oculi.model import OculiForConditionalGeneration
 from oculi.objectives.base import Objective
 from oculi.objectives.distill import Distill
 from oculi.objectives.lm import LanguageModelling
-from oculi.recipe import DistillSpec, LmSpec, ObjectiveSpec
+from oculi.objectives.reconstruct import Reconstruct
+from oculi.recipe import DistillSpec, LmSpec, ObjectiveSpec, ReconstructSpec
 
-__all__ = ["Distill", "LanguageModelling", "Objective", "build_objectives"]
+__all__ = ["Distill", "LanguageModelling", "Objective", "Reconstruct", "build_objectives"]
 
 
 def build_objectives(
@@ -26,4 +27,6 @@ def build_objectives(
                 pass
             case DistillSpec():
                 built.append(Distill.from_spec(spec, model))
+            case ReconstructSpec():
+                built.append(Reconstruct.from_spec(spec, model))
     return built

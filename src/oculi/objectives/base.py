@@ -29,8 +29,13 @@ class Objective(nn.Module):
         """What has to be known before the model runs; the result comes back to the other methods."""
         return None
 
-    def taps(self, prepared: Any) -> Mapping[int, Reducer]:
-        """Reducers of block outputs on vision tokens; see ``OculiForConditionalGeneration.forward``."""
+    @property
+    def frozen(self) -> nn.Module | None:
+        """What it computes with and no stage trains, such as a teacher; held outside of the module."""
+        return None
+
+    def taps(self, prepared: Any) -> Mapping[Any, Reducer]:
+        """Reducers of what the model computes; see ``OculiForConditionalGeneration.forward``."""
         return {}
 
     @abstractmethod

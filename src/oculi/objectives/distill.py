@@ -79,6 +79,10 @@ class Distill(Objective):
     def teacher(self) -> Teacher:
         return self._teacher[0]
 
+    @property
+    def frozen(self) -> nn.Module:
+        return self.teacher.model
+
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
         self.teacher.to(device, dtype)
 
@@ -88,7 +92,7 @@ class Distill(Objective):
             return None
         return self.teacher.features(batch.patches_PC, batch.grids_N2)
 
-    def taps(self, prepared: list[Tensor] | None) -> Mapping[int, Reducer]:
+    def taps(self, prepared: list[Tensor] | None) -> Mapping[Any, Reducer]:
         if prepared is None:
             return {}
         student_shift = 0 if self.align == "output" else -1

@@ -66,16 +66,26 @@ def load_tower(name: str) -> nn.Module:
     Raises:
         CheckpointError: it is of another class, or files are missing or damaged.
     """
+    path, config = resolve(name), _config(name)
+    model: nn.Module = load_weights(TOWERS[config.model_type], path, name, dtype=torch.float32)
+    return model
+
+
+def tower_config(name: str) -> Any:
+    """Configuration of a vision tower, taken out of a two-tower model's; raises CheckpointError."""
+    config = _config(name)
+    return getattr(config, "vision_config", config)
+
+
+def _config(name: str) -> Any:
     path = resolve(name)
     with readable(name):
         config = AutoConfig.from_pretrained(path)
-    tower = TOWERS.get(config.model_type)
-    if tower is None:
+    if config.model_type not in TOWERS:
         raise CheckpointError(
             f"{name} is a {config.model_type}, no vision tower; known are {', '.join(sorted(TOWERS))}"
         )
-    model: nn.Module = load_weights(tower, path, name, dtype=torch.float32)
-    return model
+    return config
 
 
 def normalisation(path: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -13,21 +13,25 @@ from transformers import AutoModel
 from oculi.errors import RecipeError
 from oculi.model import OculiConfig, OculiForConditionalGeneration
 from oculi.model.lora import has_lora, merge_lora
-from oculi.objectives import Distill, Objective, build_objectives
+from oculi.objectives import Distill, Objective, Reconstruct, build_objectives
+from oculi.objectives.latents import DENOISER, VAE, Autoencoder, diffusers_class
 from oculi.objectives.teacher import Teacher
-from oculi.plan.configs import llm_config, tower_config
+from oculi.plan.configs import diffusers_config, llm_config, tower_config
 from oculi.recipe import (
     DistillSpec,
     ModelSpec,
     ObjectiveSpec,
-    PatchEmbedSpec,
+    PerceiverSpec,
     Recipe,
+    ReconstructSpec,
     Stage,
     TowerSpec,
+    VisionSpec,
 )
 from oculi.training.build import DTYPES, add_lora, add_routed_lora, cast, compress_config
 from oculi.training.module import TrainModule, canonical_parameters, freeze, learning_rates
 from oculi.training.optim import muon_matrices
+from oculi.training.vision import check_perceiver, perceiver_settings
 
 DEFAULT_GRID = (32, 32)  # of a position table that no ViT starts, as training/vision.py has it
 
@@ -48,8 +52,8 @@ class MetaStage:
 
     @property
     def teachers(self) -> dict[str, nn.Module]:
-        """Frozen towers that objectives hold outside of the module, by objective."""
-        return {t.name: t.teacher.model for t in self.module.terms() if isinstance(t, Distill)}
+        """What objectives hold outside of the module and no stage trains, by objective."""
+        return {t.name: t.frozen for t in self.module.terms() if t.frozen is not None}
 
 
 def meta_stages(recipe: Recipe) -> Iterator[MetaStage]:
@@ -120,6 +124,11 @@ def meta_objectives(
             if isinstance(spec, DistillSpec) and spec.mode != "none":
                 teacher = Teacher(_tower(spec.teacher))
                 built.append(Distill(spec, teacher, model.width, len(model.blocks)))
+            elif isinstance(spec, ReconstructSpec):
+                autoencoder = Autoencoder(_part(spec.vae, VAE))
+                built.append(
+                    Reconstruct(spec, _part(spec.denoiser, DENOISER), autoencoder, model.width)
+                )
             else:
                 built += build_objectives([spec], model)
     return built
@@ -131,10 +140,15 @@ def _tower(name: str) -> nn.Module:
         return AutoModel.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
 
 
-def _vision_config(spec: PatchEmbedSpec | TowerSpec) -> dict[str, Any]:
+def _part(name: str, part: str) -> Any:
+    cls, config = diffusers_class(part), diffusers_config(name, part)
+    return cls.from_config(config)
+
+
+def _vision_config(spec: VisionSpec) -> dict[str, Any]:
     """``vision_config`` of the model, as ``training/vision.py`` makes it from the weights."""
     config = {"kind": spec.kind, "patch_size": spec.patch_size}
-    if isinstance(spec, TowerSpec):
+    if isinstance(spec, TowerSpec | PerceiverSpec):
         tower = tower_config(spec.init_from)
         states = tower.num_hidden_layers + 1
         if not -states <= spec.layer < states:
@@ -142,7 +156,11 @@ def _vision_config(spec: PatchEmbedSpec | TowerSpec) -> dict[str, Any]:
                 f"model.vision.layer: {spec.init_from} has states {-states} to {states - 1}, none "
                 f"at {spec.layer}"
             )
-        return config | {"tower": tower.to_dict(), "layer": spec.layer}
+        settings = {"tower": tower.to_dict(), "layer": spec.layer}
+        if isinstance(spec, PerceiverSpec):
+            check_perceiver(spec, settings["tower"])
+            settings |= perceiver_settings(spec)
+        return config | settings
     if spec.init_from is None:
         return config | {"width": spec.width, "grid": spec.grid}
     teacher = Teacher(_tower(spec.init_from))

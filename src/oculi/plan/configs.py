@@ -16,9 +16,30 @@ from transformers import AutoConfig, PreTrainedConfig
 from oculi.errors import CheckpointError, RecipeError
 from oculi.hub import readable, resolve
 from oculi.model import OculiConfig
+from oculi.objectives.latents import check_class, part_folder, read_config
 from oculi.objectives.teacher import TOWERS
 
 FOLDER = Path(__file__).parent.parent / "configs"
+
+
+def diffusers_config(name: str, part: str) -> dict[str, Any]:
+    """Configuration of a pipeline's part, as ``load_part`` takes it, without its weights.
+
+    Raises:
+        CheckpointError: it is neither in a folder nor shipped, or of another class.
+    """
+    file = FOLDER / name / f"{part}.json"
+    if file.is_file() and not Path(name).is_dir():
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    elif name.startswith("testbed:") or Path(name).is_dir():
+        config = read_config(part_folder(name, part), name)
+    else:
+        raise CheckpointError(
+            f"{name} is no folder here, and the configuration of its {part} does not come with oculi: "
+            "give a folder with it (no weights are needed)"
+        )
+    check_class(config, part, name)
+    return config
 
 
 def shipped() -> dict[str, Path]:

@@ -26,12 +26,15 @@ from oculi.training.module import TrainModule, canonical_parameters
 DAY = 24 * 60 * 60
 # Parts of the model, in the order of tables; an objective's parameters are a part of its own name.
 MODEL_PARTS = (
-    "llm", "lora", "patch_embedding", "position_embedding", "tower", "connector", "compressor",
+    "llm", "lora", "patch_embedding", "position_embedding", "tower", "perceiver", "connector",
+    "compressor",
 )  # fmt: skip
 _PREFIXES = {
     "vision.position": "position_embedding",
     "vision.tower.": "tower",
+    "vision.perceiver.": "perceiver",
     "vision.connector.": "connector",
+    "vision.newline": "connector",
     "vision.": "patch_embedding",
     "compress.": "compressor",
     "llm.": "llm",

@@ -13,6 +13,7 @@ from oculi.recipe import Recipe, load
 from oculi.recipe_problems import first_problem
 from oculi.recipes.llava import llava, llava_aimv2
 from oculi.recipes.tiny import llava_tiny, vora_see_tiny, vora_tiny
+from oculi.recipes.vlsa import vlsa, vlsa_tiny
 from oculi.recipes.vora import vora, vora_8m, vora_anyres
 
 BUILTIN: dict[str, Callable[[], Recipe]] = {
@@ -23,9 +24,11 @@ BUILTIN: dict[str, Callable[[], Recipe]] = {
         vora_anyres,
         llava,
         llava_aimv2,
+        vlsa,
         vora_tiny,
         vora_see_tiny,
         llava_tiny,
+        vlsa_tiny,
     )
 }
 

@@ -41,7 +41,27 @@ class TowerSpec(Strict):
     )
 
 
-VisionSpec = Annotated[PatchEmbedSpec | TowerSpec, Field(discriminator="kind")]
+class PerceiverSpec(Strict):
+    """Tiles and a snapshot through one tower, gathered by the SA-Perceiver (VLSA, section 3.1)."""
+
+    kind: Literal["perceiver"] = "perceiver"
+    patch_size: Count = Field(14, description="the tower's, in pixels")
+    init_from: str = Field(description="the ViT: AIMv2, CLIP or SigLIP 2")
+    layer: Int = Field(-2, description="which state is read, as of a tower")
+    tokens: Literal["compressed", "all", "snapshot"] = Field(
+        "compressed",
+        description="what the LLM reads: the snapshot with what was gathered from the tiles, the "
+        "snapshot and all of the tiles (LLaVA-NeXT), or the snapshot alone",
+    )
+    max_tiles: Count = Field(12, description="a picture of more is scaled down to so many")
+    tiles_at_once: Count = Field(16, description="that go through the tower together")
+    heads: Count = Field(1, description="of the SA-Perceiver; the paper names none")
+    positions: bool = Field(
+        True, description="where a patch lies decides what gathers it; not in the paper"
+    )
+
+
+VisionSpec = Annotated[PatchEmbedSpec | TowerSpec | PerceiverSpec, Field(discriminator="kind")]
 
 
 class MergeSpec(Strict):

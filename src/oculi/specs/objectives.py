@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from oculi.specs.base import Rate, Strict
+from oculi.specs.base import Count, Rate, Strict
 
 
 class LmSpec(Strict):
@@ -26,4 +26,26 @@ class DistillSpec(Strict):
     align: Literal["output", "input", "released"] = "output"
 
 
-ObjectiveSpec = Annotated[LmSpec | DistillSpec, Field(discriminator="kind")]
+class ReconstructSpec(Strict):
+    """A latent diffusion model restores the picture from what the LLM reads (VLSA, equation 3)."""
+
+    kind: Literal["reconstruct"] = "reconstruct"
+    weight: Rate = 1.0
+    denoiser: str = Field(description="an SD3 transformer of diffusers; testbed:sd3 is shipped")
+    vae: str = Field(description="the autoencoder of its latents; testbed:vae is shipped")
+    size: Count = Field(
+        512, description="side in pixels to which pictures are scaled, whatever their shape"
+    )
+    rank: Count = Field(256, description="width between the Epigone's two layers (section 4.1)")
+    target: Literal["latent", "flow"] = Field(
+        "latent", description="z as the paper writes, or SD3's own, noise minus z"
+    )
+    times: Literal["uniform", "logit-normal"] = Field(
+        "uniform", description="how the noise level is drawn; SD3 was trained with the second"
+    )
+    checkpointing: bool = Field(
+        False, description="the denoiser's activations are computed again instead of kept"
+    )
+
+
+ObjectiveSpec = Annotated[LmSpec | DistillSpec | ReconstructSpec, Field(discriminator="kind")]

@@ -22,6 +22,8 @@ _PARTS = {
     "aimv2": ("oculi.testbed.build_teacher", "build_aimv2"),
     "clip": ("oculi.testbed.build_teacher", "build_clip"),
     "siglip2": ("oculi.testbed.build_teacher", "build_siglip2"),
+    "vae": ("oculi.testbed.build_diffusion", "build_vae"),
+    "sd3": ("oculi.testbed.build_diffusion", "build_sd3"),
 }
 PARTS = tuple(_PARTS)
 

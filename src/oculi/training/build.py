@@ -20,7 +20,7 @@ from oculi.model import (
 from oculi.model.lora import inject_lora
 from oculi.model.routed_oculi import IMAGE
 from oculi.recipe import ImageSpec, ModelSpec
-from oculi.training.vision import mean_and_deviation, vision_start
+from oculi.training.vision import mean_and_deviation, token_settings, vision_start
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -32,6 +32,7 @@ def build_processor(spec: ModelSpec) -> OculiProcessor:
         **spec.images.model_dump(),
         image_mean=mean_and_deviation(spec.vision)[0],
         compress=compress_config(spec),
+        vision_tokens=token_settings(spec.vision),
     )
     with readable(spec.llm):
         tokenizer = AutoTokenizer.from_pretrained(resolve(spec.llm))
@@ -50,7 +51,7 @@ def recut(processor: OculiProcessor, images: ImageSpec) -> OculiProcessor:
     old = processor.image_processor
     cutter = OculiImageProcessor(
         patch_size=old.patch_size, **images.model_dump(), image_mean=tuple(old.image_mean),
-        compress=old.compress,
+        compress=old.compress, vision_tokens=old.vision_tokens,
     )  # fmt: skip
     return OculiProcessor(cutter, processor.tokenizer)
 

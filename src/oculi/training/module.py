@@ -69,11 +69,11 @@ class TrainModule(nn.Module):
                 without any is 0.
         """
         prepared = {term.name: term.prepare(batch) for term in self.terms()}
-        taps: dict[int, Reducer] = {}
+        taps: dict[Any, Reducer] = {}
         for term in self.terms():
             wanted = term.taps(prepared[term.name])
             if clash := taps.keys() & wanted.keys():
-                raise ValueError(f"two objectives tap block {min(clash)}")
+                raise ValueError(f"two objectives tap block {min(clash, key=str)}")
             taps.update(wanted)
         output = self.model(**batch.model_inputs(), taps=taps or None)
         return {

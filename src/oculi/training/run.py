@@ -273,7 +273,7 @@ class Run:
             self._from_folder(folder)  # save, rebuild: the next stage starts as a new process would
             if trained is not None:
                 self._check_export(folder, trained)
-            self.carried = {}
+            self.carried = {k: v for k, v in self.carried.items() if k.startswith("objectives.")}
         durable.reach("finished")
 
     def _export_and_score(self, number: int, stage: Stage) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,14 @@ from torch import Tensor, nn
 from oculi.errors import RecipeError
 from oculi.hub import resolve
 from oculi.model.patch_embed_oculi import CLIP_MEAN, CLIP_STD
-from oculi.objectives.teacher import load_patch_embedding, load_tower, normalisation
-from oculi.recipe import PatchEmbedSpec, TowerSpec, VisionSpec
+from oculi.model.perceiver_oculi import tile_side, vision_tokens
+from oculi.objectives.teacher import (
+    load_patch_embedding,
+    load_tower,
+    normalisation,
+    tower_config,
+)
+from oculi.recipe import PatchEmbedSpec, PerceiverSpec, TowerSpec, VisionSpec
 
 _NOT_OF_THE_TOWER = ("_name_or_path", "architectures", "transformers_version", "dtype")
 
@@ -56,6 +62,17 @@ def mean_and_deviation(spec: VisionSpec) -> tuple[tuple[float, ...], tuple[float
     return normalisation(resolve(spec.init_from))
 
 
+def token_settings(spec: VisionSpec) -> dict[str, Any] | None:
+    """What the image processor is told of the tokens that the part makes; None: one of each patch.
+
+    Raises:
+        CheckpointError: the tower's configuration is not there or cannot be read.
+    """
+    if not isinstance(spec, PerceiverSpec):
+        return None
+    return vision_tokens(tile_side(tower_config(spec.init_from)), spec.tokens, spec.max_tiles)
+
+
 def _patch_embed(spec: PatchEmbedSpec) -> VisionStart:
     weights = load_patch_embedding(spec.init_from) if spec.init_from else {}
     width, grid = spec.width, spec.grid
@@ -87,7 +104,7 @@ def enlarge(weight_WC: Tensor, patch_size: int) -> Tensor:
     return filters.repeat_interleave(factor, 2).repeat_interleave(factor, 3).flatten(1)
 
 
-def _tower(spec: TowerSpec) -> VisionStart:
+def _tower(spec: TowerSpec | PerceiverSpec) -> VisionStart:
     model: Any = load_tower(spec.init_from)
     states = model.config.num_hidden_layers + 1
     if not -states <= spec.layer < states:
@@ -101,6 +118,31 @@ def _tower(spec: TowerSpec) -> VisionStart:
     return VisionStart(_common(spec) | config, weights)
 
 
+def _perceiver(spec: PerceiverSpec) -> VisionStart:
+    start = _tower(spec)
+    check_perceiver(spec, start.config["tower"])
+    return VisionStart(start.config | perceiver_settings(spec), start.weights)
+
+
+def perceiver_settings(spec: PerceiverSpec) -> dict[str, Any]:
+    """What a spec says beyond its tower, under the names of ``vision_config``."""
+    return spec.model_dump(exclude={"kind", "patch_size", "init_from", "layer"})
+
+
+def check_perceiver(spec: PerceiverSpec, tower: Mapping[str, Any]) -> None:
+    """Raises RecipeError where the spec does not fit its tower's configuration."""
+    if spec.patch_size != tower["patch_size"]:
+        raise RecipeError(
+            f"model.vision.patch_size: {spec.patch_size} here but {tower['patch_size']} in "
+            f"{spec.init_from}: a perceiver takes its tower's"
+        )
+    if tower["hidden_size"] % spec.heads:
+        raise RecipeError(
+            f"model.vision.heads: {spec.heads} do not divide the width of {spec.init_from}, "
+            f"{tower['hidden_size']}"
+        )
+
+
 def _common(spec: VisionSpec) -> dict[str, Any]:
     mean, deviation = mean_and_deviation(spec)
     return {"kind": spec.kind, "image_mean": list(mean), "image_std": list(deviation)}
@@ -109,4 +151,5 @@ def _common(spec: VisionSpec) -> dict[str, Any]:
 _PARTS: dict[type, Callable[[Any], VisionStart]] = {
     PatchEmbedSpec: _patch_embed,
     TowerSpec: _tower,
+    PerceiverSpec: _perceiver,
 }

@@ -1,0 +1,416 @@
+"""Reconstructive training, against computations by hand, and in runs."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffusion import SIZE, make_sd3, make_vae, save_pipeline
+from helpers import (
+    Tiny,
+    as_if_killed,
+    exported,
+    llava_data,
+    losses,
+    mixture,
+    recipe_data,
+    save_teacher,
+)
+from oculi.batch import Batch
+from oculi.data.loader import collate, encode_sample
+from oculi.errors import CheckpointError, RecipeError
+from oculi.model.taps_oculi import Seen
+from oculi.objectives import LanguageModelling, Reconstruct, build_objectives
+from oculi.objectives.latents import DENOISER, VAE, Autoencoder, load_part, pictures
+from oculi.objectives.reconstruct import Noised
+from oculi.recipe import LmSpec, ReconstructSpec, validate
+from oculi.training import checkpoint as ckpt
+from oculi.training.module import TrainModule, canonical_parameters
+from oculi.training.run import train
+from trainer import Trainer, bits
+
+CHANNELS = 3 * 4**2
+WIDTH = 32
+
+
+def pack(processor: Any, *rows: Any) -> Batch:
+    encoded = [[(s.id, encode_sample(s, processor)) for s in row] for row in rows]
+    return collate(encoded, CHANNELS)
+
+
+@pytest.fixture
+def batch(make_processor: Callable[..., Any]) -> Batch:
+    made = mixture()
+    return pack(make_processor(), made[:3], made[3:])
+
+
+def objective(**settings: Any) -> Reconstruct:
+    torch.manual_seed(5)
+    spec = ReconstructSpec(denoiser="d", vae="v", **{"size": SIZE, "rank": 6, **settings})
+    return Reconstruct(spec, make_sd3(), Autoencoder(make_vae()), WIDTH)
+
+
+def seen(counts: tuple[int, ...], pooled: bool = True) -> Seen:
+    generator = torch.Generator().manual_seed(3)
+    tokens = torch.randn(sum(counts), WIDTH, generator=generator)
+    whole = torch.randn(len(counts), WIDTH, generator=generator) if pooled else None
+    return Seen(tokens, counts, whole)
+
+
+def noised(count: int, seed: int = 4) -> Noised:
+    generator = torch.Generator().manual_seed(seed)
+    latents, noise = (torch.randn(count, 4, 8, 8, generator=generator) for _ in range(2))
+    return Noised(latents, noise, torch.rand(count, generator=generator))
+
+
+def close(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------ the loss
+
+
+@torch.no_grad()
+def test_the_loss_by_hand() -> None:
+    """Equation 3 through SD3's own prediction, and SD3's flow matching."""
+    made, data, view = objective(), noised(1), seen((5,))
+    z, e, t = data.latents, data.noise, float(data.times)
+    low = view.tokens_SD @ made.epigone.down.weight.T + made.epigone.down.bias
+    prompt = F.silu(low) @ made.epigone.prompt.weight.T + made.epigone.prompt.bias
+    assert view.pooled_ND is not None
+    low = view.pooled_ND @ made.epigone.down.weight.T + made.epigone.down.bias
+    pooled = F.silu(low) @ made.epigone.pooled.weight.T + made.epigone.pooled.bias
+    mixed = (1 - t) * z + t * e
+    v = make_sd3()(mixed, prompt[None], pooled, torch.tensor([1000 * t]), return_dict=False)[0]
+    close(made.errors(view, data), ((z - (mixed - t * v)) ** 2).mean().reshape(1))
+    flow = objective(target="flow").errors(view, data)
+    close(flow, ((v - (e - z)) ** 2).mean().reshape(1))
+    close(made.errors(view, data), t**2 * flow)  # the paper's is SD3's, weighted by the level
+
+
+@torch.no_grad()
+def test_images_do_not_see_each_other() -> None:
+    """Whatever the number of their tokens; and each has its own condition."""
+    made, counts = objective(), (5, 3, 5, 1)
+    view, data = seen(counts), noised(4)
+    together = made.errors(view, data)
+    for i, (tokens, whole) in enumerate(view.of_each()):
+        alone = Seen(tokens, (len(tokens),), whole[None])
+        one = Noised(data.latents[i : i + 1], data.noise[i : i + 1], data.times[i : i + 1])
+        close(made.errors(alone, one), together[i : i + 1])
+    other = Seen(view.tokens_SD.flip(0), counts, view.pooled_ND)
+    # At a low level little is left to the condition.
+    assert ((made.errors(other, data) - together).abs() > 1e-4 * together).all()
+
+
+def test_without_a_global_embedding_the_mean_takes_its_place() -> None:
+    view = seen((4, 2), pooled=False)
+    wanted = torch.stack([part.mean(0) for part in view.tokens_SD.split((4, 2))])
+    full = Seen(view.tokens_SD, (4, 2), wanted)
+    data = noised(2)
+    assert torch.equal(objective().errors(view, data), objective().errors(full, data))
+
+
+@torch.no_grad()
+def test_noise_comes_from_torchs_dice(batch: Batch) -> None:
+    made = objective()
+    torch.manual_seed(1)
+    first, second = made.prepare(batch), made.prepare(batch)
+    torch.manual_seed(1)
+    again = made.prepare(batch)
+    assert first is not None and second is not None and again is not None
+    assert torch.equal(first.noise, again.noise) and torch.equal(first.times, again.times)
+    assert not torch.equal(first.noise, second.noise)
+    assert torch.equal(first.latents, second.latents)  # the target is no draw
+    images = len(batch.grids_N2)
+    assert first.latents.shape == (images, 4, 8, 8) and first.times.shape == (images,)
+
+
+@torch.no_grad()
+def test_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = torch.zeros(20_000, 1)
+    torch.manual_seed(0)
+    uniform = objective()._times(many)
+    assert (uniform.mean() - 0.5).abs() < 0.01 and (uniform.var() - 1 / 12).abs() < 0.002
+    normal = objective(times="logit-normal")._times(many).logit()
+    assert normal.mean().abs() < 0.03 and (normal.std() - 1).abs() < 0.03
+
+
+@torch.no_grad()
+def test_latents_are_scaled_and_back_again() -> None:
+    vae, image = make_vae(), torch.rand(2, 3, SIZE, SIZE) * 255
+    mean = vae.encode(image / 127.5 - 1).latent_dist.mean
+    own = Autoencoder(vae)
+    close(own.encode(image), (mean - 0.1) * 1.5)
+    close(own.decode(own.encode(image)), ((vae.decode(mean).sample + 1) * 127.5).clamp(0, 255))
+
+
+def test_pictures_of_any_shape_become_squares() -> None:
+    patches = torch.randint(0, 256, (16 + 3, CHANNELS), dtype=torch.uint8)
+    found = pictures(patches, torch.tensor([[4, 4], [1, 3]]), SIZE)
+    assert found.shape == (2, 3, SIZE, SIZE) and found.min() >= 0 and found.max() <= 255
+    block = patches[0].view(3, 4, 4).float()
+    assert torch.equal(found[0, :, :4, :4], block)  # as it was cut: no scaling, no shift
+
+
+# ---------------------------------------------------------------------------------- as an objective
+
+
+def test_the_sum_is_over_images(make_model: Any, batch: Batch) -> None:
+    model, made = make_model(), objective()
+    assert made.count(batch) == len(batch.grids_N2) == 6
+    module = TrainModule(model, [made])
+    torch.manual_seed(2)
+    found = module(batch, {"reconstruct": 1})["reconstruct"]
+    torch.manual_seed(2)
+    data = made.prepare(batch)
+    assert data is not None
+    tokens = model.vision(batch.patches_PC, batch.grids_N2)
+    view = Seen(tokens, tuple(batch.grids_N2.prod(-1).tolist()))
+    close(found, made.errors(view, data).sum())
+    torch.manual_seed(2)
+    close(module(batch, module.counts([batch]))["reconstruct"], found / 6)
+
+
+def test_text_alone_has_no_loss_and_zero_gradients(make_model: Any, make_processor: Any) -> None:
+    made = objective()
+    made.denoiser.requires_grad_(False)
+    batch = pack(make_processor(), [s for s in mixture() if not s.images])
+    module = TrainModule(make_model(), [LanguageModelling(LmSpec()), made])
+    parts = module(batch, module.counts([batch]))
+    assert parts["reconstruct"].item() == 0.0 and parts["lm"].item() > 0
+    module.loss(parts).backward()
+    for parameter in made.epigone.parameters():
+        assert parameter.grad is not None and not parameter.grad.any()
+    assert all(parameter.grad is None for parameter in made.denoiser.parameters())
+
+
+def test_the_autoencoder_is_no_part_of_what_is_trained_or_saved(
+    make_model: Any, batch: Batch
+) -> None:
+    made = objective()
+    module = TrainModule(make_model(), [made])
+    tops = {name.split(".")[0] for name, _ in made.named_parameters()}
+    assert tops == {"denoiser", "epigone"} and made.frozen is made.autoencoder.model
+    names = canonical_parameters(module)
+    assert {"objectives.reconstruct.epigone.down.weight"} <= names.keys()
+    assert any(name.startswith("objectives.reconstruct.denoiser.") for name in names)
+    module.train()
+    assert not made.autoencoder.model.training
+    module(batch, {"reconstruct": 1})["reconstruct"].backward()
+    assert all(p.grad is None for p in made.autoencoder.model.parameters())
+    missing = [n for n, p in made.epigone.named_parameters() if p.grad is None or not p.grad.any()]
+    assert missing == []
+
+
+def test_gradients_reach_the_vision_part_and_no_block(make_model: Any, batch: Batch) -> None:
+    model = make_model()
+    TrainModule(model, [objective()])(batch, {"reconstruct": 1})["reconstruct"].backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.vision.parameters())
+    assert all(p.grad is None for p in model.blocks.parameters())
+
+
+def test_recomputed_activations_change_nothing(make_model: Any, batch: Batch) -> None:
+    gradients = []
+    for again in (False, True):
+        model, made = make_model(), objective(checkpointing=again)
+        torch.manual_seed(3)
+        TrainModule(model, [made]).train()(batch, {"reconstruct": 1})["reconstruct"].backward()
+        assert made.denoiser.gradient_checkpointing is again
+        gradients.append(model.vision.patch.weight.grad)
+    close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"size": 18}, "size 18 must be a multiple of 4 and at most 32"),
+        ({"size": 64}, "size 64 must be a multiple of 4 and at most 32"),
+    ],
+)
+def test_a_size_that_does_not_fit(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        objective(**change)
+
+
+def test_parts_that_do_not_fit() -> None:
+    spec = ReconstructSpec(denoiser="d", vae="v", size=SIZE)
+    with pytest.raises(RecipeError, match="d takes latents of 4 channels, v makes 6"):
+        Reconstruct(spec, make_sd3(), Autoencoder(make_vae(latent_channels=6)), WIDTH)
+
+
+# -------------------------------------------------------------------------------------------- files
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_pipeline(tmp_path_factory.mktemp("pipeline"))
+
+
+def test_parts_of_a_pipeline_or_alone(pipeline: Path) -> None:
+    for name in (pipeline, pipeline / "vae"):
+        found = load_part(str(name), VAE).state_dict()
+        assert all(torch.equal(found[key], value) for key, value in make_vae().state_dict().items())
+    assert load_part(str(pipeline), DENOISER).config.joint_attention_dim == 12
+
+
+def test_what_is_not_a_part_is_one_line(pipeline: Path, tiny: Tiny, tmp_path: Path) -> None:
+    cases = [
+        (str(pipeline / "vae"), DENOISER, "is a AutoencoderKL, not diffusers' SD3Transformer2DModel"),
+        (str(tiny.teacher), VAE, "is a aimv2_vision_model, not diffusers' AutoencoderKL"),
+        (str(tmp_path / "none"), VAE, "is no folder"),
+        (str(tmp_path), VAE, "no folder"),
+    ]  # fmt: skip
+    for name, part, said in cases:
+        with pytest.raises(CheckpointError, match=said) as caught:
+            load_part(name, part)
+        assert "\n" not in str(caught.value)
+
+
+# --------------------------------------------------------------------------------------------- runs
+
+
+def spec(pipeline: Path, **settings: Any) -> dict[str, Any]:
+    return {
+        "kind": "reconstruct", "denoiser": str(pipeline), "vae": str(pipeline), "size": SIZE,
+        "rank": 6, **settings,
+    }  # fmt: skip
+
+
+def composed(tiny: Tiny, pipeline: Path, tower: Path, name: str) -> dict[str, Any]:
+    """A recipe of another method with the objective beside its own."""
+    terms = [{"kind": "lm"}, spec(pipeline)]
+    extra = {"objectives.reconstruct.*": None}
+    if name == "vora":
+        distill = {"kind": "distill", "teacher": str(tiny.teacher), "mode": "block"}
+        trained = {"llm.*.lora_?": None, "vision.*": None, "objectives.*": None}
+        return recipe_data(
+            tiny, **{"stages.0.objectives": [*terms, distill], "stages.0.trainable": trained}
+        )
+    changes: dict[str, Any] = {"stages.0.objectives": terms}
+    if name == "perceiver":
+        changes["model.vision"] = {
+            "kind": "perceiver", "patch_size": 4, "init_from": str(tower), "heads": 2,
+        }  # fmt: skip
+        changes["stages.0.trainable"] = {"vision.*": None, **extra}
+    else:
+        changes["stages.0.trainable"] = {"vision.connector.*": None, **extra}
+    return llava_data(tiny, tower, **changes)
+
+
+@pytest.fixture(scope="module")
+def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_teacher(tmp_path_factory.mktemp("tower"), "clip")
+
+
+@pytest.mark.parametrize("name", ["vora", "llava", "perceiver"])
+def test_it_composes(tiny: Tiny, pipeline: Path, tower: Path, name: str) -> None:
+    """With patch embedding and LoRA, with a tower: the loss falls, all groups have gradients."""
+    data = composed(tiny, pipeline, tower, name)
+    data["stages"][0] |= {"steps": 10, "batch": 6, "lr": 3e-3, "schedule": "constant"}
+    trainer = Trainer(validate(data, "test"))
+    trainer.steps = [trainer.steps[0]] * 10  # one batch again and again
+    found, reached = [], set()
+    for step in range(10):
+        torch.manual_seed(0)  # with the same noise
+        parts = trainer.module(trainer.steps[0][0], trainer.module.counts(trainer.steps[0]))
+        trainer.module.loss(parts).backward()
+        reached |= {n for n, p in trainer.parameters.items() if p.grad is not None and p.grad.any()}
+        trainer.optimizer.zero_grad()
+        torch.manual_seed(0)
+        found.append(float(trainer.step(step).losses["reconstruct"]))
+    assert found[-1] < 0.8 * found[0], found
+    groups = {".".join(name.split(".")[:3]) for name in trainer.parameters}
+    groups -= {"vision.tower.post_layernorm"}  # the state before the last block is read
+    assert groups == {".".join(name.split(".")[:3]) for name in reached}
+
+
+@pytest.fixture(scope="module")
+def stages(tiny: Tiny, pipeline: Path, tower: Path) -> dict[str, Any]:
+    """As the paper's: the Epigone first, then the denoiser and the tower as well."""
+    data = composed(tiny, pipeline, tower, "perceiver")
+    connector = {"vision.connector.*": None, "vision.perceiver.*": None}
+    data["stages"][0]["trainable"] = {**connector, "objectives.reconstruct.epigone.*": None}
+    data["stages"][1]["objectives"] = [{"kind": "lm"}, spec(pipeline, weight=0.5)]
+    data["stages"][1]["trainable"] = {"vision.*": None, "objectives.*": None, "llm.*": None}
+    return data
+
+
+@pytest.fixture(scope="module")
+def run(stages: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """From start to end; read only."""
+    return train(validate(stages, "test"), tmp_path_factory.mktemp("run") / "run", quiet=True)
+
+
+def test_what_is_trained_goes_on_in_the_next_stage(run: Path, pipeline: Path) -> None:
+    """The model is exported between stages; the Epigone of the first is not drawn anew."""
+    _, first = ckpt.load(run / "checkpoints" / "step-0000003")
+    assert {n.split(".")[2] for n in first if n.startswith("objectives.")} == {"epigone"}
+    _, second = ckpt.load(run / "checkpoints" / "step-0000005")
+    assert {n.split(".")[2] for n in second if n.startswith("objectives.")} == {
+        "epigone",
+        "denoiser",
+    }
+    name = "objectives.reconstruct.epigone.prompt.weight"
+    # Two steps of at most lr away, where a new draw would be a rank's square root.
+    assert (second[name] - first[name]).abs().max() <= 3 * 1e-2
+    assert (second[name] - first[name]).abs().max() > 0
+    key = "pos_embed.proj.weight"
+    own = load_part(str(pipeline), DENOISER).state_dict()[key]
+    assert 0 < (second[f"objectives.reconstruct.denoiser.{key}"] - own).abs().max() <= 3 * 1e-2
+
+
+@pytest.mark.parametrize("checkpoint", [2, 3, 5], ids=["stage 1", "boundary", "stage 2"])
+def test_resume_equals_uninterrupted(
+    run: Path, stages: dict[str, Any], tmp_path: Path, checkpoint: int
+) -> None:
+    again = as_if_killed(run, tmp_path / "run", checkpoint)
+    train(validate(stages, "test"), again, resume=True, quiet=True)
+    assert losses(again) == losses(run) and len(losses(run)) == 6
+    found, wanted = exported(again), exported(run)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_training_modules_are_never_exported(
+    run: Path, stages: dict[str, Any], tmp_path: Path
+) -> None:
+    """Names and bytes are those of the same recipe without the objective."""
+    plain = json.loads(json.dumps(stages))
+    for stage in plain["stages"]:
+        stage["objectives"] = [{"kind": "lm"}]
+        stage["trainable"] = {k: v for k, v in stage["trainable"].items() if "objectives" not in k}
+    other = train(validate(plain, "test"), tmp_path / "plain", quiet=True)
+    for stage in ("0-pretrain", "1-finetune"):
+        found, wanted = exported(run, stage), exported(other, stage)
+        assert {n: (v.shape, v.dtype) for n, v in found.items()} == {
+            n: (v.shape, v.dtype) for n, v in wanted.items()
+        }
+        assert {name.split(".")[0] for name in found} == {"llm", "vision"}
+        sizes = [
+            sum(f.stat().st_size for f in (at / "stages" / stage).glob("*.safetensors"))
+            for at in (run, other)
+        ]
+        assert sizes[0] == sizes[1]
+
+
+def test_specs_become_objectives(make_model: Any, pipeline: Path) -> None:
+    (made,) = build_objectives([ReconstructSpec(**spec(pipeline, weight=0.5))], make_model())
+    assert (
+        isinstance(made, Reconstruct) and made.weight == 0.5 and made.epigone.down.out_features == 6
+    )
+
+
+def test_the_same_step_twice_is_the_same(tiny: Tiny, pipeline: Path, tower: Path) -> None:
+    data = composed(tiny, pipeline, tower, "perceiver")
+    found = []
+    for _ in range(2):
+        trainer = Trainer(validate(data, "test"))
+        torch.manual_seed(0)
+        trainer.step(0)
+        found.append(bits(trainer.module))
+    assert found[0] == found[1]

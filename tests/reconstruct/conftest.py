@@ -1,0 +1,5 @@
+"""The shared tiny checkpoints and the finished run."""
+
+from helpers import finished, tiny
+
+__all__ = ["finished", "tiny"]

@@ -1,0 +1,183 @@
+"""Tiles, a snapshot and reconstruction in runs: pictures of any size, recipes, plan, processor."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import oculi
+from diffusion import SIZE, save_pipeline
+from helpers import Tiny, exported, llava_data, metrics, save_teacher
+from oculi.errors import RecipeError
+from oculi.plan import plan
+from oculi.plan.build import meta_model
+from oculi.recipe import ReconstructSpec, override, validate
+from oculi.recipes import BUILTIN
+from oculi.training.build import build_model, build_processor, recut
+from oculi.training.run import train
+
+SIZES = ((1, 4000), (4000, 1), (4000, 4000), (3, 2))
+TILES = 4
+
+
+@pytest.fixture(scope="module")
+def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_teacher(tmp_path_factory.mktemp("tower"), "clip")
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_pipeline(tmp_path_factory.mktemp("pipeline"))
+
+
+def vlsa(tiny: Tiny, tower: Path, pipeline: Path, **changes: Any) -> dict[str, Any]:
+    terms = [
+        {"kind": "lm"},
+        {
+            "kind": "reconstruct", "denoiser": str(pipeline), "vae": str(pipeline), "size": SIZE,
+            "rank": 6,
+        },
+    ]  # fmt: skip
+    vision = {
+        "kind": "perceiver", "patch_size": 4, "init_from": str(tower), "heads": 2,
+        "max_tiles": TILES, "tiles_at_once": 2,
+    }  # fmt: skip
+    return llava_data(
+        tiny,
+        tower,
+        **{
+            "model.vision": vision,
+            "model.images": {"mode": "native", "min_patches": 1, "max_patches": 256},
+            "stages.0.objectives": terms,
+            "stages.0.trainable": {"vision.*": None, "objectives.*": None},
+            "stages.1.trainable": {"vision.*": None, "llm.*": None},
+            **changes,
+        },
+    )
+
+
+def odd_rows(folder: Path) -> Path:
+    """One row for each size, and one without a picture."""
+    rows = [{"id": "text", "conversations": turns("no picture", "none")}]
+    for number, size in enumerate(SIZES):
+        colour = (40 * number, 200, 10)
+        Image.new("RGB", size, colour).save(folder / f"{number}.png")
+        rows.append(
+            {
+                "id": str(number), "image": f"{number}.png",
+                "conversations": turns("<image>\nWhat colour?", "green"),
+            }
+        )  # fmt: skip
+    path = folder / "rows.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def turns(asked: str, answer: str) -> list[dict[str, str]]:
+    return [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]
+
+
+def test_it_trains_on_pictures_of_any_size(
+    tiny: Tiny, tower: Path, pipeline: Path, tmp_path: Path
+) -> None:
+    """A line of pixels, a huge square, and one smaller than a patch: as many tokens each."""
+    data = vlsa(tiny, tower, pipeline)
+    rows = [{"kind": "file", "path": str(odd_rows(tmp_path))}]
+    for stage in data["stages"]:
+        stage |= {"data": rows, "batch": 5, "steps": 2}
+    recipe = validate(data, "test")
+    run = train(recipe, tmp_path / "run", quiet=True)
+    found = metrics(run)
+    assert len(found) == 4
+    assert all(torch.isfinite(torch.tensor(step["loss"])) for step in found.values())
+    assert all(step["bad_samples"] == 0 for step in found.values())
+    assert found["pretrain", 1]["reconstruct"] > 0 and "reconstruct" not in found["finetune", 1]
+    model, processor = oculi.load(run)
+    for size in SIZES:
+        assert processor.image_processor.tokens(processor.image_processor.grid(*size)) == 16
+    encoded = processor.encode([("user", [Image.new("RGB", (1, 4000)), "What?"])], True)
+    inputs = processor.collate([encoded])
+    assert model.generate(**inputs, max_new_tokens=2).shape[0] == 1
+    assert {name.split(".")[1] for name in exported(run) if name.startswith("vision.")} == {
+        "tower", "perceiver", "connector",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("tokens", ["compressed", "all", "snapshot"])
+def test_the_recipes_processor_is_told_how_many(tiny: Tiny, tower: Path, tokens: str) -> None:
+    data = llava_data(
+        tiny,
+        tower,
+        **{
+            "model.vision": {
+                "kind": "perceiver", "patch_size": 4, "init_from": str(tower), "tokens": tokens,
+                "max_tiles": TILES,
+            }
+        },
+    )  # fmt: skip
+    recipe = validate(data, "test")
+    processor = build_processor(recipe.model)
+    model = build_model(recipe.model, processor, 0)
+    grids = [(1, 16), (4, 4), (3, 5), (10, 6)]
+    counts = [recut(processor, recipe.model.images).image_processor.tokens(grid) for grid in grids]
+    assert counts == model.tokens_per_image(torch.tensor(grids)).tolist()
+    assert counts == meta_model(recipe.model).tokens_per_image(torch.tensor(grids)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"patch_size": 8}, "model.vision.patch_size: 8 here but 4 in"),
+        ({"heads": 5}, "model.vision.heads: 5 do not divide the width of"),
+        ({"layer": 9}, "model.vision.layer"),
+    ],
+)
+def test_a_spec_that_does_not_fit_its_tower(
+    tiny: Tiny, tower: Path, pipeline: Path, change: dict[str, Any], said: str
+) -> None:
+    data = vlsa(tiny, tower, pipeline)
+    data["model"]["vision"] |= change
+    recipe = validate(data, "test")
+    for make in (lambda: build_model(recipe.model, build_processor(recipe.model), 0),
+                 lambda: meta_model(recipe.model)):  # fmt: skip
+        with pytest.raises(RecipeError, match=said) as caught:
+            make()
+        assert "\n" not in str(caught.value)
+
+
+def test_the_plan_counts_reconstruction_apart() -> None:
+    """Sizes of section 4.1 and of the published checkpoints; without a weight."""
+    recipe = BUILTIN["vlsa"]()
+    quick = override(recipe, ["model.vision.max_tiles=1", "model.images.max_patches=576"])
+    stages = plan(quick).stages
+    assert [stage.tokens_per_image for stage in stages] == [576] * 3
+    first = stages[0]
+    assert first.parameters["llm"] == 8_030_261_248 and first.parameters["tower"] == 303_507_456
+    # Five matrices of CLIP's width, the query, four numbers for each of 16 heads.
+    assert first.parameters["perceiver"] == 5 * 1024**2 + 1024 + 64
+    epigone = 4096 * 256 + 256 + 256 * 4096 + 4096 + 256 * 2048 + 2048
+    sd3 = 2_028_328_000
+    term = first.objectives["reconstruct"]
+    assert (term.parameters, term.trainable) == (sd3 + epigone, epigone)
+    assert term.teacher == 83_819_683  # SD3's autoencoder, frozen
+    assert first.macs["reconstruct"].forward > 10**11 and first.trained["llm"] == 0
+    assert stages[1].objectives["reconstruct"].trainable == sd3 + epigone
+    assert stages[1].trained["tower"] == 303_507_456 and stages[1].trained["llm"] == 0
+    assert stages[2].trained["llm"] == 8_030_261_248
+
+
+def test_stages_are_the_papers() -> None:
+    """Section 4.1: 558K, 422K and 790K samples; the summation of both losses."""
+    recipe = BUILTIN["vlsa"]()
+    samples = [stage.steps * stage.batch for stage in recipe.stages]
+    assert [round(n, -3) for n in samples] == [558_000, 422_000, 790_000]
+    for stage in recipe.stages:
+        lm, term = stage.objectives
+        assert isinstance(term, ReconstructSpec) and (lm.weight, term.weight) == (1, 1)
+        assert (term.rank, term.target) == (256, "latent")
+    vision = recipe.model.vision
+    assert (vision.kind, vision.tokens, vision.layer) == ("perceiver", "compressed", -2)
+    assert recipe.model.image_attention == "causal"
