@@ -137,7 +137,7 @@ def vlsa_tiny() -> Recipe:
         summary="VLSA on the testbed: words in large scenes, 36 tokens each, restored by a tiny SD3",
         model=ModelSpec(
             llm="testbed:llm",
-            vision=PerceiverSpec(init_from="testbed:clip", layer=-1, max_tiles=9, heads=4),
+            vision=PerceiverSpec(init_from="testbed:aimv2", layer=-1, max_tiles=9, heads=4),
             images=ImageSpec(mode="native", min_patches=16, max_patches=9 * 36),
             image_attention="causal",
             attention="eager",  # faster than SDPA on a CPU, docs/log.md
