@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -115,6 +117,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "train.json").write_text(json.dumps(rows))
     (tmp_path / "test.json").write_text(json.dumps(rows[:3]))
     playroom.item(1, "test", 0).picture.load().save(tmp_path / "picture.png")
+    data = (tmp_path / "picture.png").read_bytes()
+    asked = {"question_id": "1", "image": {"bytes": data, "path": None}, "category": "posters"}
+    both = [{**asked, "question": f"{word}?", "answer": word} for word in ("Yes", "No")]
+    pq.write_table(pa.Table.from_pylist(both), tmp_path / "mme.parquet")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -97,10 +97,15 @@ def plan(
     gpus: Annotated[int, typer.Option(min=1, help="number of them")] = 1,
     llm: Annotated[str | None, typer.Option(help="folder or id, as for oculi train")] = None,
     teacher: Annotated[str | None, typer.Option(help="folder or id, as for oculi train")] = None,
-    text_tokens: Annotated[int, typer.Option(min=1, help="text of a sample, all learnt")] = 128,
+    text_tokens: Annotated[
+        int | None, typer.Option(min=1, help="text of a sample, all learnt; else 128")
+    ] = None,
     image: Annotated[
         str | None, typer.Option(help="WIDTHxHEIGHT in pixels; else the largest that is taken")
     ] = None,
+    style: Annotated[
+        str, typer.Option(help="exact; or paper: as published tables count one forward pass")
+    ] = "exact",
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Parameters, products, memory and the least time of a recipe, from configurations alone."""
@@ -111,10 +116,10 @@ def plan(
     chosen = override(apply_flags(find_recipe(recipe), llm=llm, teacher=teacher), overrides or [])
     _quiet_libraries()
     from oculi.plan import picture_size
-    from oculi.plan import plan as run
+    from oculi.plan.styles import Asked, plan_in_style
 
     size = picture_size(image) if image else None
-    planned = run(chosen, gpu, gpus, text_tokens, size)
+    planned = plan_in_style(style, chosen, Asked(gpu, gpus, text_tokens, size))
     print(json.dumps(planned.to_json(), indent=1) if as_json else "\n".join(planned.lines()))
 
 
@@ -289,7 +294,8 @@ def merge(
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="a run or an exported folder")],
     task: Annotated[
-        str, typer.Option(help="playroom:1 to playroom:5, ...:pairs, ...@WxH, or a data file")
+        str,
+        typer.Option(help="playroom:1 to playroom:5, ...:pairs, ...@WxH; mme:PATH; or a data file"),
     ],
     blind: Annotated[bool, typer.Option("--blind", help="ask without the images")] = False,
     above_blind: Annotated[
@@ -303,7 +309,7 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Score by free generation and exact match; every answer goes into answers.jsonl."""
+    """Score by free generation; every answer goes into answers.jsonl."""
     from oculi.eval.command import evaluate_command
     from oculi.eval.tasks import open_task
 

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Final
 
 from oculi.data.columnar import DAMAGED, Block, Columnar, Group, guard, validated
 from oculi.data.content import wrong
-from oculi.data.forms import KEYS
 from oculi.data.sample import RowError
 from oculi.errors import shown
 
@@ -68,7 +67,7 @@ class ArrowRows(Columnar):
         if guard(lambda: _unpacked(message)) > MAX_BATCH_BYTES:
             wrong(f"a batch claims more than {MAX_BATCH_BYTES} bytes unpacked")
         block = guard(lambda: pa.ipc.read_record_batch(message, schema))
-        columns = [i for i, name in enumerate(names) if name in KEYS]
+        columns = [i for i, name in enumerate(names) if name in self.keys]
         yield validated(guard(lambda: block.select(columns)))
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -29,7 +29,7 @@ _FREE_ROWS: Final = 2**16
 
 DAMAGED: Final = "cannot be decoded: damaged, or larger than memory"
 
-# pyarrow has no types. A Block is a RecordBatch with the columns in KEYS, a Group is its number in
+# pyarrow has no types. A Block is a RecordBatch with the columns in `keys`, a Group is its number in
 # a RowRef, its rows where they are known beforehand, and the bytes of the file up to its end.
 Block = Any
 Group = tuple[int, int | None, int]
@@ -61,6 +61,10 @@ class Columnar(Container):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._live: _Open | None = None
+        self.keys = KEYS
+
+    def also_read(self, keys: Collection[str]) -> None:
+        self.keys |= frozenset(keys)
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_live": None}
@@ -73,7 +77,7 @@ class Columnar(Container):
         number = 0
         try:
             reader = self._reader()
-            other = _other_columns(self._names(reader))
+            other = _other_columns(self._names(reader), self.keys)
             groups = self._groups(reader)
         except RowError as error:
             yield Found(RowRef(0, 0, 0), None, error.reason)
@@ -205,15 +209,15 @@ def _longest(array: Any) -> int:
     return max([len(array), *map(_longest, below)])
 
 
-def _other_columns(names: list[str]) -> tuple[str, ...]:
+def _other_columns(names: list[str], read: Collection[str]) -> tuple[str, ...]:
     """The columns that are not read; raises RowError when none is left or two share a name."""
-    if not KEYS.intersection(names):
+    if not set(read).intersection(names):
         keys = ", ".join(map(shown, names[:12])) or "none"
         wrong(f"unknown format: the columns are {keys}; {KNOWN}")
-    twice = next((name for name in names if name in KEYS and names.count(name) > 1), None)
+    twice = next((name for name in names if name in read and names.count(name) > 1), None)
     if twice is not None:
         wrong(f"two columns are named {shown(twice)}")
-    return tuple(name for name in names if name not in KEYS)
+    return tuple(name for name in names if name not in read)
 
 
 def _row(block: Block, index: int, other: tuple[str, ...]) -> Row:

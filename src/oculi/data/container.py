@@ -7,7 +7,7 @@ the row to people: 16 bytes in all, so that tens of millions of rows can be held
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -65,6 +65,9 @@ class Container:
     def read(self, ref: RowRef) -> Row:
         """Return one row again; raises RowError when it has become unreadable."""
         raise NotImplementedError
+
+    def also_read(self, keys: Collection[str]) -> None:
+        """Give these keys of a row too; a container may leave out what no form of row uses."""
 
     def prime(self) -> None:
         """Learn what `read` must know about the file, where no pass by `rows` came before."""

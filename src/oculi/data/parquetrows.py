@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Final
 
 from oculi.data.columnar import Block, Columnar, Group, guard, validated
 from oculi.data.content import wrong
-from oculi.data.forms import KEYS
 
 # Of a row group no more is decoded at once, however large its writer made it.
 BLOCK_BYTES: Final = 32 * 2**20
@@ -61,7 +60,7 @@ class ParquetRows(Columnar):
         ]
 
     def _blocks(self, reader: Any, group: int) -> Iterator[Block]:
-        columns = [name for name in reader.schema_arrow.names if name in KEYS]
+        columns = [name for name in reader.schema_arrow.names if name in self.keys]
         data = guard(lambda: reader.metadata.row_group(group))
         rows = data.num_rows * BLOCK_BYTES // max(1, data.total_byte_size)
         blocks = guard(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from oculi.eval.evaluate import evaluate
+from oculi.eval.score import EXACT, Scoring
 from oculi.eval.tasks import Task
 from oculi.model import OculiForConditionalGeneration, OculiProcessor
 
@@ -19,11 +20,13 @@ class Results:
     Attributes:
         seeing, blind: contents of ``result.json``.
         folder: where they and every answer are.
+        scoring: the task's.
     """
 
     seeing: dict[str, Any] | None
     blind: dict[str, Any] | None
     folder: Path
+    scoring: Scoring = EXACT
 
     @property
     def ok(self) -> bool:
@@ -47,15 +50,24 @@ class Results:
             if result is None:
                 continue
             how = "blind" if result["blind"] else "seeing"
-            lines.append(f"{result['task']}, {how}: {_percent(result['exact'])}")
+            lines.append(f"{result['task']}, {how}: {self._percent(result['exact'])}")
             for name, group in result["groups"].items():
-                lines.append(f"  {name:14} {_percent(group)}, constant {group['majority']:.1%}")
+                lines.append(
+                    f"  {name:14} {self._percent(group)}, constant {group['majority']:.1%}"
+                )
+            lines += [f"  {line}" for line in self.scoring.lines(result)]
             if not result["blind"]:
                 lines.append(f"  a constant answer per group: {result['majority']['score']:.1%}")
         if self.seeing is not None and self.blind is not None:
             verdict = "clearly above" if self.ok else "NOT clearly above"
             lines.append(f"seeing is {verdict} blind (95 % intervals)")
         return [*lines, f"answers: {self.folder}"]
+
+    def _percent(self, score: dict[str, Any]) -> str:
+        return (
+            f"{score['score']:.1%} {self.scoring.name} ({score['correct']} of {score['n']}; 95 % "
+            f"interval {score['low']:.1%} to {score['high']:.1%})"
+        )
 
 
 def evaluate_command(
@@ -87,12 +99,5 @@ def evaluate_command(
         )  # fmt: skip
 
     if blind and not above_blind:
-        return Results(None, run(True), blind_folder)
-    return Results(run(False), run(True) if above_blind else None, folder)
-
-
-def _percent(score: dict[str, Any]) -> str:
-    return (
-        f"{score['score']:.1%} exact ({score['correct']} of {score['n']}; 95 % interval "
-        f"{score['low']:.1%} to {score['high']:.1%})"
-    )
+        return Results(None, run(True), blind_folder, task.scoring)
+    return Results(run(False), run(True) if above_blind else None, folder, task.scoring)

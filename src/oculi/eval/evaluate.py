@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 
 from oculi.data.source import pieces, sizes
 from oculi.errors import DataError
-from oculi.eval.score import exact, majority, wilson
+from oculi.eval.score import majority, wilson
 from oculi.eval.tasks import Question, Task, without_images
 from oculi.model import OculiForConditionalGeneration, OculiProcessor
 from oculi.model.processing_oculi import Encoded
@@ -72,7 +72,7 @@ def evaluate(
     on_progress: Progress | None = None,
     labels: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Score a model by free generation and exact match.
+    """Score a model by free generation, and exact match or what the task has in its place.
 
     Args:
         task: what to ask.
@@ -108,12 +108,14 @@ def evaluate(
                 on_progress(len(predictions), len(asked))
     finally:
         model.train(was_training)
-    rows = _rows(asked, predictions, out, blind)
+    rows = _rows(asked, predictions, out, blind, task.scoring.correct)
     result = {
         "task": task.name,
         **(labels or {}),
         "blind": blind,
+        "scoring": task.scoring.name,
         **_scores(rows),
+        **task.scoring.summary(rows),
         "decoding": {"greedy": True, "max_new_tokens": max_new_tokens},
         "seconds": round(time.monotonic() - began, 1),
     }
@@ -122,7 +124,11 @@ def evaluate(
 
 
 def _rows(
-    asked: Sequence[Question], predictions: dict[int, str], out: Path, blind: bool
+    asked: Sequence[Question],
+    predictions: dict[int, str],
+    out: Path,
+    blind: bool,
+    correct: Callable[[str, str], bool],
 ) -> list[dict[str, Any]]:
     """Every answer, also written to ``answers.jsonl``; the first pictures are kept for the report."""
     (out / "images").mkdir(parents=True, exist_ok=True)
@@ -136,7 +142,7 @@ def _rows(
             {
                 "id": question.id, "turn": question.turn, "group": question.group,
                 "question": question.text, "answer": question.answer, "prediction": predictions[i],
-                "correct": exact(predictions[i], question.answer), "image": image,
+                "correct": correct(predictions[i], question.answer), "image": image,
             }
         )  # fmt: skip
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

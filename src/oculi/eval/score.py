@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -39,3 +40,23 @@ def majority(answers: Sequence[str]) -> tuple[str, float]:
     """The commonest answer and its share: what a constant reaches."""
     answer, count = Counter(answer.strip() for answer in answers).most_common(1)[0]
     return answer, count / len(answers)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How a task's answers are judged, and what its results come to beside the share that is right.
+
+    Attributes:
+        name: what ``result.json`` calls the judgement.
+        correct: (prediction, true answer) -> whether it is right.
+        summary: rows of ``answers.jsonl`` -> further entries of ``result.json``.
+        lines: ``result.json`` -> what people are told of those entries.
+    """
+
+    name: str
+    correct: Callable[[str, str], bool]
+    summary: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]] = lambda rows: {}
+    lines: Callable[[Mapping[str, Any]], list[str]] = lambda result: []
+
+
+EXACT = Scoring("exact", exact)

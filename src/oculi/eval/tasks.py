@@ -1,4 +1,4 @@
-"""Tasks: questions with known answers, from a data file or from Playroom."""
+"""Tasks: questions with known answers, from a data file, from Playroom or from MME."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from oculi.data.kinds import is_prepared
 from oculi.data.sample import ImageSource, Message, Sample
 from oculi.data.source import PlayroomRows, open_source
 from oculi.errors import DataError, nearest
+from oculi.eval import mme
+from oculi.eval.score import EXACT, Scoring
 from oculi.recipe import FileSource, PlayroomSource
 
 PLAYROOM_QUESTIONS = 2000
@@ -42,6 +44,7 @@ class Task:
 
     name: str
     load: Callable[[int | None], list[Question]]
+    scoring: Scoring = EXACT
 
 
 def open_task(name: str, image_root: str | None = None) -> Task:
@@ -49,7 +52,8 @@ def open_task(name: str, image_root: str | None = None) -> Task:
 
     ``playroom:LEVEL`` are held-out scenes, ``playroom:LEVEL:pairs`` scenes with colour-shape pairs
     that no training picture holds, where the level has such; ``@WIDTHxHEIGHT`` behind either has the
-    same scenes drawn at that size, in pixels. Anything else is a data file or a folder of prepared data.
+    same scenes drawn at that size, in pixels. ``mme:PATH`` is MME (``eval/mme.py``). Anything else is a
+    data file or a folder of prepared data.
 
     Raises:
         DataError: there is no such task or file, or a row of it is bad.
@@ -58,8 +62,10 @@ def open_task(name: str, image_root: str | None = None) -> Task:
     is_data = path.is_file() or is_prepared(path)
     if name.startswith("playroom") and not is_data:
         return _playroom(name)
+    if name.startswith(mme.PREFIX) and not is_data:
+        return _mme(name, image_root)
     if not is_data:
-        known = _playroom_tasks()
+        known = [*_playroom_tasks(), f"{mme.PREFIX}PATH"]
         raise DataError(
             f'"{name}" is neither a task nor a file{nearest(name, known)}; '
             f"tasks are {', '.join(known)}"
@@ -75,6 +81,18 @@ def open_task(name: str, image_root: str | None = None) -> Task:
         return found
 
     return Task(path.stem, load)
+
+
+def _mme(name: str, image_root: str | None) -> Task:
+    root = Path(image_root) if image_root else None
+    rows = mme.open_mme(Path(name.removeprefix(mme.PREFIX)), root)
+
+    def load(limit: int | None) -> list[Question]:
+        return [
+            question for row in rows[:limit] for question in questions(row.sample, row.category)
+        ]
+
+    return Task("mme", load, mme.SCORING)
 
 
 def _playroom_tasks() -> list[str]:

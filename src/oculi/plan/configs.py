@@ -69,7 +69,7 @@ def find_config(name: str) -> PreTrainedConfig:
 def llm_config(name: str) -> PreTrainedConfig:
     """Configuration of a text LLM; raises CheckpointError, and RecipeError where it can see already."""
     config = find_config(name)
-    if config.model_type == OculiConfig.model_type:
+    if config.model_type == OculiConfig.model_type or hasattr(config, "vision_config"):
         raise RecipeError(f"model.llm: {name} can see already; give the text LLM it was made from")
     return config
 
