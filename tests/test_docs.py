@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+import endpoint
 from oculi.cli import app
 from oculi.recipes import find_recipe
 from oculi.testbed import playroom
@@ -59,6 +61,7 @@ STANDS_FOR = {
     "QWEN_DIR": str(ROOT / "tests/golden/vora_checkpoint/llm"),
     "runs/mine/checkpoints/step-0000600": "runs/mine/checkpoints/step-0000003",
     "FILE...": "train.json",
+    "http://localhost:8000/v1": "",  # of `folder`
     "examples/audio/recipe.py:vora_audio": str(ROOT / "examples/audio/recipe.py") + ":vora_audio",
 }
 SKIPPED = (
@@ -105,7 +108,16 @@ def runnable(words: list[str]) -> list[str]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def served() -> Iterator[str]:
+    """The address of an endpoint that answers two questions, or a caption."""
+    with endpoint.serving() as server:
+        two = endpoint.pairs(("What is it?", "a star"), ("Which colour?", "red"))
+        server.answer = lambda asked: two if "Pairs" in asked.prompt else endpoint.caption(84)
+        yield server.url
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, served: str) -> Path:
     """A user's folder: a data file with pictures, a test file, one picture."""
     rows = []
     for index in range(6):
@@ -114,6 +126,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         turns = [("human", f"<image>\n{item.question.text}"), ("gpt", item.question.answer)]
         talk = [{"from": role, "value": text} for role, text in turns]
         rows.append({"id": str(index), "image": f"{index}.png", "conversations": talk})
+    monkeypatch.setitem(STANDS_FOR, "http://localhost:8000/v1", served)
     (tmp_path / "train.json").write_text(json.dumps(rows))
     (tmp_path / "test.json").write_text(json.dumps(rows[:3]))
     playroom.item(1, "test", 0).picture.load().save(tmp_path / "picture.png")

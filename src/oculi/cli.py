@@ -14,6 +14,7 @@ from oculi.ablate.command import ablate
 from oculi.bench.command import app as bench_app
 from oculi.commands import one_line_errors, progress
 from oculi.commands import quiet_libraries as _quiet_libraries
+from oculi.data.curate import add_commands
 from oculi.export.convert.command import app as convert_app
 from oculi.reconstruct.command import EXAMPLE as RECONSTRUCT_EXAMPLE
 from oculi.reconstruct.command import reconstruct
@@ -24,7 +25,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
+data_app = typer.Typer(
+    help="Look at data before training on it, and make more.", no_args_is_help=True
+)
 testbed_app = typer.Typer(help="The embedded world and its tiny checkpoints.", no_args_is_help=True)
 app.add_typer(data_app, name="data", rich_help_panel=None)
 app.add_typer(testbed_app, name="testbed", rich_help_panel=None)
@@ -193,6 +196,8 @@ def prepare(
     max_length: Annotated[
         int | None, typer.Option(min=1, help="leave out rows of more tokens")
     ] = None,
+    phrasings: Annotated[str | None, typer.Option(help="questions for captions")] = None,
+    phrasings_seed: Annotated[int, typer.Option(min=0, help="who gets which question")] = 0,
     workers: Annotated[
         int | None, typer.Option(min=1, help="processes; else one for each core")
     ] = None,
@@ -203,15 +208,20 @@ def prepare(
     """Find and measure every row once, leave bad ones out, and report; resumes where it stopped."""
     import os
 
+    from oculi.data.phrasings import find_phrasings
     from oculi.data.prepare import prepare as run
 
+    asked = find_phrasings(phrasings, phrasings_seed)
     chosen = _processor(recipe, llm, teacher, processor)
     report = run(
         files, out, chosen, image_root=image_root, form=format, tag=tag, max_length=max_length,
-        workers=workers or os.cpu_count() or 1, overwrite=overwrite,
+        phrasings=asked, workers=workers or os.cpu_count() or 1, overwrite=overwrite,
         on_file=progress("finding rows, files"), on_progress=progress("measuring rows"),
     )  # fmt: skip
     print(report.read_text(encoding="utf-8"), end="")
+
+
+add_commands(data_app)
 
 
 def _processor(

@@ -78,6 +78,13 @@ class LoaderError(OculiError):
     exit_code = 7
 
 
+class EndpointError(OculiError):
+    """A model's endpoint refuses, fails or cannot be reached."""
+
+    code: ClassVar[str] = "endpoint"
+    exit_code = 8
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return `; did you mean "x"?` for the known name closest to `name`, or `""` for none.
 

@@ -333,6 +333,9 @@ def test_the_examples_of_the_docs_are_what_they_say() -> None:
     forms = page.split("## Forms")[1].split("\n## ")[0]
     listed = re.findall(r"^\| `([a-z]+)` \|", forms, re.MULTILINE)
     assert listed == [form.name for form in FORMS]
-    (mixture,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
-    specs = TypeAdapter(list[SourceSpec]).validate_python(yaml.safe_load(mixture)["data"])
-    assert [spec.weight for spec in specs] == [1, 0.5, 2]
+    specs = [
+        TypeAdapter(list[SourceSpec]).validate_python(yaml.safe_load(block)["data"])
+        for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    ]
+    weights = [[spec.weight for spec in mixture] for mixture in specs]
+    assert weights == [[1, 0.5, 2], [1, 0.1], [1]]

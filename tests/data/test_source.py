@@ -63,7 +63,7 @@ def test_playroom_rows_of_some_kinds() -> None:
     assert [row.id for row in rows] == [
         ids[i] for i in range(180) if every.item(i).question.kind in chosen
     ]
-    with pytest.raises(DataError, match='no kind "exist".*did you mean "existence"'):
+    with pytest.raises(DataError, match=r'no kind "exist".*did you mean "existence"'):
         PlayroomRows(PlayroomSource(level=1, samples=3, kinds=("exist",)))
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from oculi.data.container import Container, Found, RowRef
 from oculi.data.forms import FORMS, KNOWN, Form, find_form, recognise
 from oculi.data.kinds import find_files, open_container
+from oculi.data.phrasings import Phrasings
 from oculi.data.rows import build_sample, has_tag, parse_row, row_id
 from oculi.data.sample import RowError, Sample
 from oculi.data.shards import Places, Shard, ShardedRows
@@ -206,6 +207,7 @@ class FileSource(ShardedRows[_Scanned]):
         path: a file, a pattern for several, or a folder.
         image_root, form, tag, for_training: as for `FileScan`.
         limit: only the first so many good rows; what comes after them is not read at all.
+        phrasings: questions for captions.
     """
 
     def __init__(
@@ -217,6 +219,7 @@ class FileSource(ShardedRows[_Scanned]):
         tag: str | None = None,
         limit: int | None = None,
         for_training: bool = True,
+        phrasings: Phrasings | None = None,
     ) -> None:
         self.bad_rows: list[BadRow] = []
         shards: list[_Scanned] = []
@@ -227,9 +230,11 @@ class FileSource(ShardedRows[_Scanned]):
             left = None if left is None else left - len(shards[-1])
             if left == 0:
                 break
-        super().__init__(Path(path), shards, for_training=for_training)
+        super().__init__(Path(path), shards, for_training=for_training, phrasings=phrasings)
         self._check_tag(tag)
-        self._rules = [form, tag, limit]
+        # Not None: lengths were kept without it.
+        asked = [[*phrasings.texts, phrasings.seed]] if phrasings else []
+        self._rules = [form, tag, limit, *asked]
 
     @property
     def form(self) -> str:
@@ -240,6 +245,11 @@ class FileSource(ShardedRows[_Scanned]):
     def root(self) -> Path:
         """Where the image paths of the first file start."""
         return self._shards[0].root
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that were read, or the folder of pictures."""
+        return [shard.container.path for shard in self._shards]
 
     @property
     def duplicates(self) -> int:

@@ -147,6 +147,12 @@ def load_image(ref: ImageRef, max_pixels: int = MAX_PIXELS) -> Image.Image:
         return rgb
 
 
+def image_bytes(ref: ImageRef) -> bytes:
+    """Return the picture as it is encoded, of whatever format; raises ImageError if it cannot be had."""
+    with _opened(ref) as file:
+        return file.read()
+
+
 def image_size(ref: ImageRef, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Return (width, height) as `load_image` would give it, from the header alone.
 

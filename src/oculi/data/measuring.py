@@ -155,11 +155,13 @@ class Job:
     def _length(self, shard: Shard, index: int) -> tuple[int, list[tuple[int, int]], int] | BadRow:
         """Tokens, sizes of the images and hash of one row, or what is wrong with it."""
         id, line, path = "", shard.ref(index).line, str(shard.container.path)
+        phrase = self.plan.phrase()
         try:
             sample = shard.sample(index)
             id = sample.id
             images = sizes(sample.images)
-            tokens = self.processor.length(pieces(sample.messages, images))
+            learnt = sample if phrase is None else phrase(sample)
+            tokens = self.processor.length(pieces(learnt.messages, images))
         except RowError as error:
             return BadRow(error.id or id, line, error.reason, path)
         except (ImageError, ValueError) as error:  # ValueError: a text that no ids can spell

@@ -28,6 +28,7 @@ from oculi.data.forms import find_form
 from oculi.data.index import processor_fingerprint
 from oculi.data.kinds import PREPARED, PREPARING, find_files, is_prepared, open_container
 from oculi.data.measuring import PART_ROWS, Job, Part, write
+from oculi.data.phrasings import Phrasings
 from oculi.data.prepared import (
     ARRAYS,
     Array,
@@ -65,6 +66,7 @@ def prepare(
     form: str | None = None,
     tag: str | None = None,
     max_length: int | None = None,
+    phrasings: Phrasings | None = None,
     workers: int = 1,
     overwrite: bool = False,
     on_file: Progress | None = None,
@@ -78,6 +80,7 @@ def prepare(
         processor: whose tokens are counted.
         image_root, form, tag: as of a source in a recipe.
         max_length: rows of more tokens are bad ones; None: none is.
+        phrasings: questions for captions; lengths are with them.
         workers: processes; the result does not depend on it.
         overwrite: start anew in a folder that holds another preparation.
         on_file: told in how many files the rows are found, and of how many.
@@ -89,7 +92,7 @@ def prepare(
     Raises:
         DataError: a file cannot be read, no row can be used, or `out` is taken.
     """
-    plan = _plan(paths, processor, image_root, form, tag, max_length)
+    plan = _plan(paths, processor, image_root, form, tag, max_length, phrasings)
     _check_place(out, plan)
     out.mkdir(parents=True, exist_ok=True)
     with _lock(out):
@@ -112,6 +115,7 @@ def _plan(
     form: str | None,
     tag: str | None,
     max_length: int | None,
+    phrasings: Phrasings | None,
 ) -> Plan:
     if form is not None:
         find_form(form)
@@ -128,6 +132,8 @@ def _plan(
         tag=tag,
         image_root=None if image_root is None else os.path.abspath(image_root),
         max_length=max_length,
+        phrasings=phrasings.texts if phrasings else None,
+        phrasings_seed=phrasings.seed if phrasings else 0,
         processor=processor_fingerprint(processor),
         files=tuple(files),
     )

@@ -28,6 +28,7 @@ from pydantic import Field, ValidationError
 from oculi.data.container import Container
 from oculi.data.forms import find_form
 from oculi.data.kinds import PREPARED, open_container
+from oculi.data.phrasings import Phrasings
 from oculi.data.shards import Places, Shard, ShardedRows
 from oculi.errors import DataError
 from oculi.specs.base import Strict
@@ -85,8 +86,14 @@ class Plan(Strict):
     tag: str | None
     image_root: str | None
     max_length: int | None
+    phrasings: tuple[str, ...] | None = Field(None, min_length=1, description="for captions")
+    phrasings_seed: int = 0
     processor: str
     files: tuple[SourceFile, ...] = Field(min_length=1)
+
+    def phrase(self) -> Phrasings | None:
+        """What gives captions their questions."""
+        return None if self.phrasings is None else Phrasings(self.phrasings, self.phrasings_seed)
 
 
 class Array(Strict):
@@ -126,7 +133,7 @@ class PreparedRows(ShardedRows[Shard]):
             raise damaged(folder, str(error)) from None
         except DataError as error:
             raise DataError(f"{error}; prepare again, {folder} was made from it") from None
-        super().__init__(folder, shards)
+        super().__init__(folder, shards, phrasings=self.manifest.plan.phrase())
 
     @property
     def settings(self) -> dict[str, str | None]:
@@ -150,13 +157,24 @@ class PreparedRows(ShardedRows[Shard]):
         return load_array(self.path, "tokens", self.manifest)[: len(self)]
 
 
-def open_prepared(folder: Path, limit: int | None = None, **asked: str | None) -> PreparedRows:
-    """A prepared folder as a recipe asks for it: `format`, `tag` and `image_root` must be its own.
+def open_prepared(
+    folder: Path,
+    limit: int | None = None,
+    phrasings: Phrasings | None = None,
+    **asked: str | None,
+) -> PreparedRows:
+    """A prepared folder as a recipe asks for it: what else is asked for must be the folder's own
+    `phrasings`, `format`, `tag` and `image_root`; what is not asked for is as in the folder.
 
     Raises:
         DataError: as `PreparedRows`, or a setting is another one.
     """
     rows = PreparedRows(folder, limit=limit)
+    if phrasings not in (None, rows.phrasings):
+        raise DataError(
+            f"{folder}: was prepared with other phrasings or another phrasings_seed, or with none; "
+            "leave them out, or prepare again with --phrasings"
+        )
     for name, value in asked.items():
         made = rows.settings[name]
         same = value == made or (name == "image_root" and value and os.path.abspath(value) == made)

@@ -11,8 +11,9 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from oculi.data.container import Container, RowRef
+from oculi.data.container import Container, Row, RowRef
 from oculi.data.forms import Form
+from oculi.data.phrasings import Phrasings
 from oculi.data.rows import build_sample
 from oculi.data.sample import RowError, Sample
 
@@ -55,13 +56,18 @@ class ShardedRows(Generic[AnyShard]):
     """The rows of several shards by one number.
 
     Reads take no shared file position, so one object serves threads and forked workers; it can be
-    pickled.
+    pickled. Captions are given questions by `phrasings`, if there are any.
     """
 
     def __init__(
-        self, path: Path, shards: Sequence[AnyShard], *, for_training: bool = True
+        self,
+        path: Path,
+        shards: Sequence[AnyShard],
+        *,
+        for_training: bool = True,
+        phrasings: Phrasings | None = None,
     ) -> None:
-        self.path = path
+        self.path, self.phrasings = path, phrasings
         self._for_training = for_training
         self._shards = list(shards)
         self._ends = list(itertools.accumulate(map(len, self._shards)))
@@ -70,13 +76,23 @@ class ShardedRows(Generic[AnyShard]):
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Sample:
+        shard, own = self._find(index)
+        sample = shard.sample(own)
+        sample.validate(for_training=self._for_training)
+        return sample if self.phrasings is None else self.phrasings(sample)
+
+    def row(self, index: int) -> Row:
+        """A row as it lies there; raises RowError and DataError when it is not as it was."""
+        shard, own = self._find(index)
+        return shard.container.read(shard.ref(own))
+
+    def _find(self, index: int) -> tuple[AnyShard, int]:
+        """The shard of a row, and its number there."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.path} has {len(self)} good rows; there is no row {index}")
         index %= len(self)
         which = bisect_right(self._ends, index)
-        sample = self._shards[which].sample(index - (self._ends[which - 1] if which else 0))
-        sample.validate(for_training=self._for_training)
-        return sample
+        return self._shards[which], index - (self._ends[which - 1] if which else 0)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))

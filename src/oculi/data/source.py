@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from oculi.data.formats import FileSource as FileRows
 from oculi.data.kinds import is_prepared
+from oculi.data.phrasings import find_phrasings
 from oculi.data.prepared import PreparedRows, open_prepared
 from oculi.data.sample import ImageSlot, ImageSource, Message, Sample
 from oculi.errors import DataError
@@ -186,11 +187,15 @@ def open_file(spec: FileSource) -> FileRows | PreparedRows:
             the commands that list them or leave them out); or prepared data is not as it was.
     """
     path, root = Path(spec.path), spec.image_root
+    asked = find_phrasings(spec.phrasings, spec.phrasings_seed)
     if is_prepared(path):
-        return open_prepared(path, spec.limit, format=spec.format, tag=spec.tag, image_root=root)
+        return open_prepared(
+            path, spec.limit, asked, format=spec.format, tag=spec.tag, image_root=root
+        )
     rows = FileRows(
-        path, Path(root) if root else None, form=spec.format, tag=spec.tag, limit=spec.limit
-    )
+        path, Path(root) if root else None, form=spec.format, tag=spec.tag, limit=spec.limit,
+        phrasings=asked,
+    )  # fmt: skip
     if rows.bad_rows:
         raise DataError(
             f"{len(rows.bad_rows)} bad rows in {spec.path}, the first: {rows.bad_rows[0]}; list "

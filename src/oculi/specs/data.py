@@ -23,6 +23,10 @@ class FileSource(Strict):
     tag: str | None = Field(
         None, description="only rows whose stage or stages holds it, and rows without any"
     )
+    phrasings: str | None = Field(
+        None, description="questions for captions: brief, detailed, or a file with one a line"
+    )
+    phrasings_seed: Int = Field(0, ge=0, lt=2**63, description="decides who gets which of them")
 
 
 class PlayroomSource(Strict):
