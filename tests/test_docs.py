@@ -69,6 +69,7 @@ SKIPPED = (
     "oculi testbed build",
     "oculi bench kills",
     "oculi bench train",
+    "oculi data codes",
     "make",
     "pip",
     "git",

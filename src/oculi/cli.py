@@ -12,6 +12,7 @@ import typer
 from oculi.ablate.command import EXAMPLE as ABLATE_EXAMPLE
 from oculi.ablate.command import ablate
 from oculi.bench.command import app as bench_app
+from oculi.cognition.command import CODES_EXAMPLE, COGNITION_EXAMPLE, codes, cognition
 from oculi.commands import one_line_errors, progress
 from oculi.commands import quiet_libraries as _quiet_libraries
 from oculi.data.curate import add_commands
@@ -35,6 +36,8 @@ app.add_typer(bench_app, name="bench", rich_help_panel=None)
 app.add_typer(convert_app, name="convert", rich_help_panel=None)
 app.command(epilog=ABLATE_EXAMPLE)(ablate)
 app.command(epilog=RECONSTRUCT_EXAMPLE)(reconstruct)
+data_app.command(epilog=CODES_EXAMPLE)(codes)
+data_app.command(epilog=COGNITION_EXAMPLE)(cognition)
 
 
 @app.command(epilog="Example: oculi train vora_tiny stages.0.steps=300 --out runs/first")
@@ -305,7 +308,9 @@ def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="a run or an exported folder")],
     task: Annotated[
         str,
-        typer.Option(help="playroom:1 to playroom:5, ...:pairs, ...@WxH; mme:PATH; or a data file"),
+        typer.Option(
+            help="playroom:1 to playroom:5, ...:pairs, ...@WxH; mme:PATH; pixels:TASK, codes:TASK; or a data file"
+        ),
     ],
     blind: Annotated[bool, typer.Option("--blind", help="ask without the images")] = False,
     above_blind: Annotated[

@@ -21,6 +21,7 @@ from oculi.recipe_overrides import assign
 from oculi.recipe_problems import first_problem
 from oculi.specs.base import Count as Count
 from oculi.specs.base import Decay, Float, Int, Rate, Share, Strict
+from oculi.specs.cognition import CognitionSpec
 from oculi.specs.data import FileSource, LanguageSource, PlayroomSource, SourceSpec
 from oculi.specs.model import (
     ImageSpec,
@@ -94,6 +95,9 @@ class Stage(Strict):
         lt=1,
         description="most of a picture's width and height that is cut off at random",
     )
+    cognition: CognitionSpec | None = Field(
+        None, description="turns about colours and codes that are put into conversations"
+    )
     objectives: tuple[ObjectiveSpec, ...] = (LmSpec(),)
     lr: Float = Field(gt=0)
     trainable: dict[str, Rate | None] = Field(min_length=1)
@@ -132,6 +136,10 @@ class Stage(Strict):
         kinds = [objective.kind for objective in self.objectives]
         if len(set(kinds)) != len(kinds):
             raise ValueError(f"an objective occurs twice in {', '.join(kinds)}")
+        if self.cognition is not None and not self.answers:
+            raise ValueError(
+                "cognition asks for answers, which the objective lm learns; it lacks it"
+            )
         return self
 
 

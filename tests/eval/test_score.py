@@ -1,8 +1,10 @@
 """Scores with their uncertainty."""
 
+import math
+
 import pytest
 
-from oculi.eval.score import exact, majority, wilson
+from oculi.eval.score import Mean, exact, majority, mean_interval, wilson
 
 # Newcombe (1998), table I, method 3, and R's prop.test(..., correct = FALSE).
 KNOWN = [
@@ -57,3 +59,14 @@ def test_majority_is_what_a_constant_reaches() -> None:
     assert majority(["a", "b", " a ", "c"]) == ("a", 0.5)
     assert majority(["x"]) == ("x", 1.0)
     assert majority(["b", "a"])[1] == 0.5
+
+
+def test_a_mean_and_its_interval() -> None:
+    """Against statistics by hand: 1, 2, 3, 4 deviate by the root of 5 / 3."""
+    found = mean_interval([1.0, 2.0, 3.0, 4.0])
+    half = 1.959964 * math.sqrt(5 / 3 / 4)
+    assert (found.mean, found.n) == (2.5, 4)
+    assert (found.low, found.high) == pytest.approx((2.5 - half, 2.5 + half))
+    assert mean_interval([7.0]) == Mean(7.0, 7.0, 7.0, 1)
+    with pytest.raises(ValueError, match="at least one"):
+        mean_interval([])

@@ -4,8 +4,9 @@ import pytest
 
 from helpers import Tiny, finished, tiny, tiny_recipe
 from oculi.recipe import Recipe
+from vqmodel import vq_folder
 
-__all__ = ["finished", "tiny"]
+__all__ = ["finished", "tiny", "vq_folder"]
 
 
 @pytest.fixture

@@ -67,6 +67,7 @@ METRICS = {
         "part, LLM and its attention",
         1,
     ),
+    "macs_168": Metric("MMAC", "the same of a picture of 168 x 168 pixels", 1),
     "samples": Metric("samples", "of pre-training", 0),
     "correlation": Metric("correlation", "Spearman's", 2),
 }

@@ -27,6 +27,7 @@ from oculi.training.run import train
 SIDE = "ablate"  # folder in a run for what is measured of it here
 QUESTIONS, PICTURES = 1400, 512  # text-only questions; pictures for the cosines
 PICTURE, TEXT = (84, 84), 40  # pixels and tokens of the sample whose cost is counted
+LARGE = (168, 168)
 QUICK_QUESTIONS, QUICK_PICTURES = 14, 8
 
 
@@ -191,17 +192,31 @@ def _cost(
     quick: bool,
     values: dict[str, float],
     answers: dict[str, tuple[bool, ...]],
+    picture: tuple[int, int] = PICTURE,
 ) -> None:
     from oculi.plan import plan
 
-    (stage, *_) = plan(recipe, text_tokens=TEXT, image=PICTURE).stages
+    (stage, *_) = plan(recipe, text_tokens=TEXT, image=picture).stages
     values["tokens"] = float(stage.tokens_per_image)
     # What a merged model computes: no LoRA, no teacher, no head of distillation; answers come after.
     served = {*stage.parameters, "attention"} - {"lora"}
     values["macs"] = sum(stage.macs[part].forward for part in served & stage.macs.keys()) / 1e6
 
 
-_EXTRAS = {"text": _text, "blocks": _blocks, "cost": _cost}
+def _cost_168(
+    recipe: Recipe,
+    run: Path,
+    quick: bool,
+    values: dict[str, float],
+    answers: dict[str, tuple[bool, ...]],
+) -> None:
+    """The same of a picture of four tiles of the testbed's towers."""
+    large: dict[str, float] = {}
+    _cost(recipe, run, quick, large, answers, LARGE)
+    values["tokens"], values["macs_168"] = large["tokens"], large["macs"]
+
+
+_EXTRAS = {"text": _text, "blocks": _blocks, "cost": _cost, "cost_168": _cost_168}
 
 
 def _kept(path: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,19 @@ if TYPE_CHECKING:
     from oculi.model import OculiProcessor
     from oculi.model.processing_oculi import Encoded
 
+
+class Asking(Protocol):
+    """Adds turns to the sample at a position of the order; see ``cognition/turns.py``."""
+
+    def measured(
+        self, position: int, sample: Sample, sizes: Sequence[tuple[int, int]]
+    ) -> Sample: ...
+
+    def __call__(
+        self, position: int, sample: Sample, pictures: Sequence[Image.Image]
+    ) -> Sample: ...
+
+
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -33,8 +46,13 @@ def encode_sample(
     sample: Sample,
     processor: OculiProcessor,
     crop: Callable[[list[Image.Image]], list[Image.Image]] = list,
+    ask: Callable[[Sample, list[Image.Image]], Sample] | None = None,
 ) -> Encoded:
-    """A sample's ids, labels and patches; ``crop`` may change its pictures, not their sizes.
+    """A sample's ids, labels and patches.
+
+    Args:
+        crop: may change its pictures, not their sizes.
+        ask: may add turns about the pictures as ``crop`` leaves them.
 
     Raises:
         DataError: a picture cannot be read, or no answer is left to learn from.
@@ -43,6 +61,8 @@ def encode_sample(
         pictures = crop([image.load() for image in sample.images])
     except DataError as error:
         raise RowError(str(error), sample.id, sample.source) from None
+    if ask is not None:
+        sample = ask(sample, pictures)
     encoded = processor.encode(pieces(sample.messages, pictures))  # type: ignore[arg-type]
     if encoded.prompt_length == len(encoded.input_ids):
         raise RowError("no answer tokens to learn from", sample.id, sample.source)
@@ -145,6 +165,7 @@ class Steps(Dataset[list[Batch]]):
         single_turns: float = 0.0,
         plain_turns: float = 0.0,
         crop: float = 0.0,
+        asking: Asking | None = None,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
@@ -152,7 +173,7 @@ class Steps(Dataset[list[Batch]]):
         self.steps, self.batch = steps, batch
         self.pack_length, self.micro_rows = pack_length, micro_rows
         self.drawn = TurnDraws(seed, single_turns, plain_turns)
-        self.crops = Crops(seed, crop)
+        self.crops, self.asking = Crops(seed, crop), asking
         self.rank, self.ranks = rank, ranks
         self.channels = 3 * processor.image_processor.patch_size**2
 
@@ -207,11 +228,15 @@ class Steps(Dataset[list[Batch]]):
         return done
 
     def _encode(self, position: int, sample: Sample) -> tuple[str, Encoded]:
-        return sample.id, encode_sample(sample, self.processor, partial(self.crops, position))
+        ask = None if self.asking is None else partial(self.asking, position)
+        return sample.id, encode_sample(sample, self.processor, partial(self.crops, position), ask)
 
     def _length(self, position: int, sample: Sample) -> int:
         try:
-            return self.processor.length(pieces(sample.messages, sizes(sample.images)))
+            shown = sizes(sample.images)
+            if self.asking is not None:
+                sample = self.asking.measured(position, sample, shown)
+            return self.processor.length(pieces(sample.messages, shown))
         except DataError as error:
             raise RowError(str(error), sample.id, sample.source) from None
 

@@ -56,6 +56,9 @@ class Results:
                     f"  {name:14} {self._percent(group)}, constant {group['majority']:.1%}"
                 )
             lines += [f"  {line}" for line in self.scoring.lines(result)]
+            for name, found in result.get("measures", {}).items():
+                inside = f"{found['low']:.3g} to {found['high']:.3g}"
+                lines.append(f"  {name:14} {found['mean']:.3g} (95 % interval {inside})")
             if not result["blind"]:
                 lines.append(f"  a constant answer per group: {result['majority']['score']:.1%}")
         if self.seeing is not None and self.blind is not None:

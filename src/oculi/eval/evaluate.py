@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 
 from oculi.data.source import pieces, sizes
 from oculi.errors import DataError
-from oculi.eval.score import majority, wilson
+from oculi.eval.score import Scoring, majority, mean_interval, wilson
 from oculi.eval.tasks import Question, Task, without_images
 from oculi.model import OculiForConditionalGeneration, OculiProcessor
 from oculi.model.processing_oculi import Encoded
@@ -108,7 +108,7 @@ def evaluate(
                 on_progress(len(predictions), len(asked))
     finally:
         model.train(was_training)
-    rows = _rows(asked, predictions, out, blind, task.scoring.correct)
+    rows = _rows(asked, predictions, out, blind, task.scoring)
     result = {
         "task": task.name,
         **(labels or {}),
@@ -124,11 +124,7 @@ def evaluate(
 
 
 def _rows(
-    asked: Sequence[Question],
-    predictions: dict[int, str],
-    out: Path,
-    blind: bool,
-    correct: Callable[[str, str], bool],
+    asked: Sequence[Question], predictions: dict[int, str], out: Path, blind: bool, scoring: Scoring
 ) -> list[dict[str, Any]]:
     """Every answer, also written to ``answers.jsonl``; the first pictures are kept for the report."""
     (out / "images").mkdir(parents=True, exist_ok=True)
@@ -142,9 +138,11 @@ def _rows(
             {
                 "id": question.id, "turn": question.turn, "group": question.group,
                 "question": question.text, "answer": question.answer, "prediction": predictions[i],
-                "correct": correct(predictions[i], question.answer), "image": image,
+                "correct": scoring.correct(predictions[i], question.answer), "image": image,
             }
         )  # fmt: skip
+        if scoring.measure is not None:
+            rows[-1]["measures"] = scoring.measure(predictions[i], question.answer)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (out / "answers.jsonl").write_text(lines, encoding="utf-8")
     return rows
@@ -168,6 +166,15 @@ def _scores(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             for name, part in sorted(groups.items())
         },
         "majority": {"score": constant, "answer": "commonest of each group"},
+        **({"measures": _measures(rows)} if "measures" in rows[0] else {}),
+    }
+
+
+def _measures(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means of what is measured beside exact match, with 95 % intervals."""
+    return {
+        name: asdict(mean_interval([row["measures"][name] for row in rows]))
+        for name in rows[0]["measures"]
     }
 
 

@@ -31,6 +31,27 @@ def wilson(correct: int, n: int, z: float = 1.959964) -> Score:
     return Score(p, min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half)), correct, n)
 
 
+@dataclass(frozen=True)
+class Mean:
+    """Mean of a measure over answers with its 95 % interval, normal."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def mean_interval(values: Sequence[float], z: float = 1.959964) -> Mean:
+    """Mean and interval of at least one value; raises ValueError for none."""
+    n = len(values)
+    if n < 1:
+        raise ValueError("a mean needs at least one answer")
+    mean = math.fsum(values) / n
+    spread = math.fsum((value - mean) ** 2 for value in values)
+    half = z * math.sqrt(spread / (n - 1) / n) if n > 1 else 0.0
+    return Mean(mean, mean - half, mean + half, n)
+
+
 def exact(prediction: str, answer: str) -> bool:
     """Equal after stripping white space at both ends; case and punctuation count."""
     return prediction.strip() == answer.strip()
@@ -51,12 +72,14 @@ class Scoring:
         correct: (prediction, true answer) -> whether it is right.
         summary: rows of ``answers.jsonl`` -> further entries of ``result.json``.
         lines: ``result.json`` -> what people are told of those entries.
+        measure: (prediction, true answer) -> what is measured of an answer beside that, by name.
     """
 
     name: str
     correct: Callable[[str, str], bool]
     summary: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]] = lambda rows: {}
     lines: Callable[[Mapping[str, Any]], list[str]] = lambda result: []
+    measure: Callable[[str, str], dict[str, float]] | None = None
 
 
 EXACT = Scoring("exact", exact)

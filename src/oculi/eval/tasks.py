@@ -40,7 +40,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Task:
-    """A name and its questions; ``load(limit)`` makes the first ``limit``, or all."""
+    """A name and its questions.
+
+    Attributes:
+        load: makes the first ``limit``, or all.
+        scoring: how answers are judged.
+    """
 
     name: str
     load: Callable[[int | None], list[Question]]
@@ -52,14 +57,20 @@ def open_task(name: str, image_root: str | None = None) -> Task:
 
     ``playroom:LEVEL`` are held-out scenes, ``playroom:LEVEL:pairs`` scenes with colour-shape pairs
     that no training picture holds, where the level has such; ``@WIDTHxHEIGHT`` behind either has the
-    same scenes drawn at that size, in pixels. ``mme:PATH`` is MME (``eval/mme.py``). Anything else is a
-    data file or a folder of prepared data.
+    same scenes drawn at that size, in pixels. ``mme:PATH`` is MME (``eval/mme.py``); ``pixels:TASK``
+    and ``codes:TASK`` ask about the colours and codes of a task's pictures. Anything else is a data file
+    or a folder of prepared data.
 
     Raises:
         DataError: there is no such task or file, or a row of it is bad.
+        CheckpointError: the codebook of ``codes`` is none.
     """
     path = Path(name)
     is_data = path.is_file() or is_prepared(path)
+    if not is_data and name.partition(":")[0] in ("pixels", "codes"):
+        from oculi.eval.cognition import open_cognition
+
+        return open_cognition(name, lambda inner: open_task(inner, image_root))
     if name.startswith("playroom") and not is_data:
         return _playroom(name)
     if name.startswith(mme.PREFIX) and not is_data:

@@ -19,6 +19,7 @@ from oculi.testbed import manifest
 
 _PARTS = {
     "llm": ("oculi.testbed.build_llm", "build"),
+    "vq": ("oculi.testbed.build_vq", "build"),
     "aimv2": ("oculi.testbed.build_teacher", "build_aimv2"),
     "clip": ("oculi.testbed.build_teacher", "build_clip"),
     "siglip2": ("oculi.testbed.build_teacher", "build_siglip2"),

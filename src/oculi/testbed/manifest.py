@@ -44,6 +44,12 @@ _PURPOSE = {
         "on Playroom's captions; what made prompts of them is not shipped, so it draws for an Epigone "
         "alone. Scores: its loss with the captions of held-out pictures, and with exchanged ones."
     ),
+    "vq": (
+        "VQ model (diffusers' VQModel) for 64 x 64 pixels, 8 x 8 indices of 256 codes. Trained to "
+        "reconstruct Playroom pictures of all levels, never on questions. Scores: PSNR of 100 "
+        'held-out pictures a level in dB; "codes in use" is two to the power of the entropy of '
+        "their indices."
+    ),
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from oculi.cognition.turns import cognition_of
 from oculi.data.index import check_lengths
 from oculi.eval.tasks import open_task
 from oculi.model import OculiForConditionalGeneration, OculiProcessor
@@ -37,8 +38,9 @@ def check_stages(
         on_progress: told how many samples are measured.
 
     Raises:
-        RecipeError: a glob matches nothing, or a teacher does not fit.
-        CheckpointError: a teacher cannot be loaded.
+        RecipeError: a glob matches nothing, a teacher does not fit, or what cognition asks is longer
+            than a sample may be.
+        CheckpointError: a teacher or a codebook cannot be loaded.
         DataError: a task or a data file cannot be used, or a sample is too long.
     """
     lora = True
@@ -55,3 +57,5 @@ def check_stages(
     for number, stage in enumerate(recipe.stages[first:], first):
         cut = recut(processor, recipe.images_of(number))
         check_lengths(stage.data, cut, stage.length, index, on_progress)
+        if (asking := cognition_of(stage, 0, cut)) is not None:
+            asking.check(f"stages.{number}")

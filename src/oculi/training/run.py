@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from oculi import durable
+from oculi.cognition.turns import cognition_of
 from oculi.data.loader import Steps
 from oculi.data.order import stage_seed
 from oculi.data.source import open_sources
@@ -355,20 +356,15 @@ class Run:
         ckpt.restore(parameters, wanted, self.out)
 
     def _steps(self, stage: Stage, number: int) -> Steps:
+        seed = stage_seed(self.recipe.seed, number)
         return Steps(
-            open_sources(stage.data),
-            self.processor,
-            seed=stage_seed(self.recipe.seed, number),
-            steps=stage.steps,
-            batch=stage.batch,
-            pack_length=stage.pack_length or stage.length,
-            micro_rows=stage.micro_rows,
-            single_turns=stage.single_turns,
-            plain_turns=stage.plain_turns,
-            crop=stage.crop,
-            rank=self.ranks.rank,
-            ranks=self.ranks.count,
-        )
+            open_sources(stage.data), self.processor, seed=seed, steps=stage.steps,
+            batch=stage.batch, pack_length=stage.pack_length or stage.length,
+            micro_rows=stage.micro_rows, single_turns=stage.single_turns,
+            plain_turns=stage.plain_turns, crop=stage.crop,
+            asking=cognition_of(stage, seed, self.processor),
+            rank=self.ranks.rank, ranks=self.ranks.count,
+        )  # fmt: skip
 
     def _state(self) -> ckpt.State:
         return ckpt.State(

@@ -1,0 +1,95 @@
+"""Table 3 and the ratio of the losses: what rows differ in, and what the claims compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from oculi.ablate import engine, vlsa
+from oculi.ablate.runs import _EXTRAS
+from oculi.ablate.spec import Ablation, Contrast
+from oculi.recipes import BUILTIN
+
+BOTH = pytest.mark.parametrize("ablation", [vlsa.table3, vlsa.ratio], ids=lambda found: found.name)
+NEEDS_THE_RECIPE = pytest.mark.skipif(
+    "vlsa_tiny" not in BUILTIN, reason="the recipe vlsa_tiny, which rows override, is not there"
+)
+
+
+@BOTH
+def test_every_claim_compares_rows_with_equal_weight(ablation: Ablation) -> None:
+    """A contrast whose weights do not cancel would measure the score itself."""
+    for claim in ablation.claims:
+        assert isinstance(claim.effect, Contrast)
+        weights = [term.weight for term in claim.effect.terms]
+        assert sum(weights) == pytest.approx(0) and max(weights) > 0
+        assert {term.metric.split("@")[0] for term in claim.effect.terms} <= {"score", "loss"}
+    text = "\n".join(engine.announcement(ablation, 3, quick=False))
+    assert all(claim.rule() in text for claim in ablation.claims)
+    assert ablation.least_seeds == 3
+
+
+def test_claims_about_a_part_differ_in_that_part_alone() -> None:
+    rows = {row.name: row for row in vlsa.table3.rows}
+    for claim in vlsa.table3.claims:
+        if claim.name.startswith("cognition alignment"):
+            with_c, without = claim.effect.rows
+            extra = set(rows[with_c].overrides) - set(rows[without].overrides)
+            assert len(extra) == 3 and all(".cognition=" in change for change in extra)
+            assert set(rows[without].overrides) < set(rows[with_c].overrides)
+    told = {name: rows[name].labels for name in rows}
+    assert told["any"] == ("any", "", "text-rich") and told["low+abc"] == (
+        "low*",
+        "abc",
+        "text-rich",
+    )
+
+
+def test_the_papers_differences_are_those_of_its_rows() -> None:
+    """Table 3 prints them beside the scores; those of MME and SQA do not agree with them there."""
+    rows = {row.name: {k: float(v) for k, v in row.paper.items()} for row in vlsa.table3.rows}
+    printed = {
+        "low": (-22.3, -28.3), "low+a": (-1.8, -11.9), "low+ab": (0.3, 1.8), "any+c": (-0.1, 0.2),
+        "low+abc": (0.8, 1.5),
+    }  # fmt: skip
+    for name, differences in printed.items():
+        found = [rows[name][column] - rows["any"][column] for column in ("ChartQA", "DocVQA")]
+        assert found == pytest.approx(differences, abs=0.01)
+
+
+@NEEDS_THE_RECIPE
+@BOTH
+def test_rows_resolve_and_see_the_same_data(ablation: Ablation) -> None:
+    for quick in (False, True):
+        recipes = engine.recipes_of(ablation, quick)
+        assert list(recipes) == [row.name for row in ablation.rows]
+    steps = [sum(stage.steps for stage in recipe.stages) for recipe in recipes.values()]
+    assert len(set(steps)) == 1
+    for recipe in engine.recipes_of(ablation, quick=False).values():
+        assert all(stage.log_every == 1 for stage in recipe.stages)
+
+
+@NEEDS_THE_RECIPE
+def test_tokens_of_a_picture_are_what_the_rows_say() -> None:
+    recipes = engine.recipes_of(vlsa.table3, quick=False)
+    found: dict[str, dict[str, float]] = {}
+    for name in ("any", "low", "low+ab"):
+        found[name] = {}
+        _EXTRAS["cost_168"](recipes[name], Path("nowhere"), False, found[name], {})
+    assert found["low"]["tokens"] == found["low+ab"]["tokens"] == 36
+    assert found["any"]["tokens"] > 4 * 36
+    assert found["low"]["macs_168"] < found["low+ab"]["macs_168"] < found["any"]["macs_168"]
+
+
+@NEEDS_THE_RECIPE
+def test_ratios_and_schedules_are_weights_of_stages() -> None:
+    recipes = engine.recipes_of(vlsa.ratio, quick=False)
+    found = {
+        name: [stage.objectives[1].weight for stage in recipe.stages]
+        for name, recipe in recipes.items()
+    }
+    assert found == {
+        "constant-0.1": [0.1] * 3, "constant-0.5": [0.5] * 3, "constant-2": [2.0] * 3,
+        "falling": [2.0, 0.5, 0.1], "rising": [0.1, 0.5, 2.0],
+    }  # fmt: skip
