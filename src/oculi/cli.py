@@ -309,7 +309,8 @@ def evaluate(
     task: Annotated[
         str,
         typer.Option(
-            help="playroom:1 to playroom:5, ...:pairs, ...@WxH; mme:PATH; pixels:TASK, codes:TASK; or a data file"
+            help="playroom:1 to playroom:5, ...:pairs, ...@WxH; mme:PATH; pixels:TASK, codes:TASK; "
+            "or a data file"
         ),
     ],
     blind: Annotated[bool, typer.Option("--blind", help="ask without the images")] = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from oculi.ablate.spec import Ablation
+from oculi.ablate.vlsa import ratio, table3
 from oculi.ablate.vora_anyres import anyres
 from oculi.ablate.vora_mixture import mixture
 from oculi.ablate.vora_parts import fig5, fig6, fig7, table2
@@ -13,7 +14,9 @@ from oculi.errors import AblationError, nearest
 
 ABLATIONS: dict[str, Ablation] = {
     ablation.name: ablation
-    for ablation in (table2, fig4, rank, fig5, fig6, fig7, scaling, mixture, anyres, tokens)
+    for ablation in (
+        table2, fig4, rank, fig5, fig6, fig7, scaling, mixture, anyres, tokens, table3, ratio
+    )  # fmt: skip
 }
 
 
