@@ -123,7 +123,8 @@ def make_model(make_llm_config: Callable[..., Any], vocab_size: int) -> Callable
     """A tiny random model in eval mode; its image token lies just outside of the embedding table.
 
     ``vision`` is its vision part's configuration, a patch embedding if none is given; ``compress`` that
-    of its compressor. Keywords beyond these go to the LLM's configuration.
+    of its compressor, ``fusion`` that of its fusion module. Keywords beyond these go to the LLM's
+    configuration.
     """
     from oculi.model import OculiConfig, OculiForConditionalGeneration
 
@@ -135,6 +136,7 @@ def make_model(make_llm_config: Callable[..., Any], vocab_size: int) -> Callable
         seed: int = 0,
         vision: dict[str, Any] | None = None,
         compress: dict[str, Any] | None = None,
+        fusion: dict[str, Any] | None = None,
         **settings: Any,
     ) -> Any:
         torch.manual_seed(seed)
@@ -142,13 +144,15 @@ def make_model(make_llm_config: Callable[..., Any], vocab_size: int) -> Callable
             text_config=make_llm_config(family, **settings),
             vision_config=vision or patch_embed,
             compress_config=compress,
+            fuse_config=fusion,
             image_token_id=vocab_size,
             image_attention=policy,
         )
         model = OculiForConditionalGeneration(config).eval()
         with torch.no_grad():
-            for parameter in model.vision.parameters():
-                parameter.normal_(std=0.3)
+            for part in filter(None, (model.vision, model.compress, model.fusion)):
+                for parameter in part.parameters():
+                    parameter.normal_(std=0.3)
             for name, parameter in model.llm.named_parameters():
                 if name.endswith("bias"):
                     parameter.normal_(std=0.3)
@@ -159,9 +163,14 @@ def make_model(make_llm_config: Callable[..., Any], vocab_size: int) -> Callable
 
 @pytest.fixture(scope="session")
 def make_inputs(vocab_size: int) -> Callable[..., dict[str, torch.Tensor]]:
-    """Rows of token ids and (rows, columns) of images to left-padded keyword arguments of forward."""
+    """Rows of token ids and (rows, columns) of images to left-padded keyword arguments of forward.
 
-    def make(rows: Sequence[Sequence[Piece]], seed: int = 0) -> dict[str, torch.Tensor]:
+    An image has a token a patch, or as many as ``tokens`` says.
+    """
+
+    def make(
+        rows: Sequence[Sequence[Piece]], seed: int = 0, tokens: int | None = None
+    ) -> dict[str, torch.Tensor]:
         ids: list[list[int]] = []
         grids: list[tuple[int, int]] = []
         for row in rows:
@@ -171,7 +180,7 @@ def make_inputs(vocab_size: int) -> Callable[..., dict[str, torch.Tensor]]:
                     ids[-1].append(piece)
                     continue
                 grids.append(piece)
-                ids[-1] += [vocab_size] * (piece[0] * piece[1])
+                ids[-1] += [vocab_size] * (tokens or piece[0] * piece[1])
         length = max(len(row) for row in ids)
         inputs = {
             "input_ids": torch.tensor([[0] * (length - len(row)) + row for row in ids]),

@@ -30,6 +30,7 @@ from oculi.recipe import (
 from oculi.recipes import BUILTIN
 from oculi.testbed.build_diffusion import new_sd3, new_vae
 from oculi.testbed.towers import TOWERS
+from oculi.training.build import compress_config, fuse_config
 from oculi.training.module import TrainModule, canonical_parameters, learning_rates
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -51,6 +52,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
         "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
         "tie_word_embeddings": False,
+    },
+    "Qwen/Qwen2.5-1.5B": {
+        "model_type": "qwen2", "vocab_size": 151936, "hidden_size": 1536, "intermediate_size": 8960,
+        "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    },
+    "google/siglip2-so400m-patch16-naflex": {
+        "model_type": "siglip2_vision_model", "hidden_size": 1152, "intermediate_size": 4304,
+        "num_hidden_layers": 27, "num_attention_heads": 16, "num_patches": 256, "patch_size": 16,
     },
     "apple/aimv2-huge-patch14-448": {
         "model_type": "aimv2_vision_model", "hidden_size": 1536, "intermediate_size": 4096,
@@ -141,7 +151,8 @@ def model(spec: ModelSpec, lora: bool) -> OculiForConditionalGeneration:
     vision = {"kind": spec.vision.kind, "patch_size": spec.vision.patch_size}
     vision |= VISION[type(spec.vision)](spec.vision)
     with torch.device("meta"):
-        built = OculiForConditionalGeneration(OculiConfig(config(spec.llm), vision))
+        parts = {"compress_config": compress_config(spec), "fuse_config": fuse_config(spec)}
+        built = OculiForConditionalGeneration(OculiConfig(config(spec.llm), vision, **parts))
         if lora:
             assert spec.lora is not None
             inject_lora(built.llm, spec.lora.rank, spec.lora.blocks, spec.lora.targets)

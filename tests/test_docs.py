@@ -42,9 +42,18 @@ SMALL_PAPER = [
     *["stages.0.pack_length=640", "stages.1.pack_length=640"],
 ]
 SMALL_TINY = ["stages.2.steps=2", "stages.2.batch=4"]
+SMALL_AURORA = [  # with a tower that sees 6 x 6 patches of 14 pixels
+    *["model.dtype=float32", "model.vision.patch_size=14", "model.images.min_patches=36"],
+    *[f"stages.{n}.{key}" for n in range(3) for key in ("length=640", "pack_length=640")],
+    *SMALL_TINY,
+    "stages.2.workers=0",
+]
 SMALL_VORA = [*SMALL_PAPER, "model.lora.rank=4", "model.lora.blocks=5"]
 SMALL = {  # of recipes at the size of a paper, or of three stages
     "vora_see_tiny": SMALL_TINY,
+    "aurora_tiny": SMALL_TINY,
+    "aurora": SMALL_AURORA,
+    "aurora_16": SMALL_AURORA,
     "vora": SMALL_VORA,
     "vora_8m": SMALL_VORA,
     "vora_anyres": SMALL_VORA,
@@ -54,6 +63,7 @@ SMALL = {  # of recipes at the size of a paper, or of three stages
 # Of the same kind, but here: a hub id, the user's own folders and files, numbers of a full run.
 STANDS_FOR = {
     "Qwen/Qwen2.5-7B-Instruct": "testbed:llm",
+    "Qwen/Qwen2.5-1.5B": "testbed:llm",
     "lmsys/vicuna-7b-v1.5": "testbed:llm",
     "DIR": "testbed:aimv2",
     "Hon-Wong/VoRA-7B-Instruct": str(ROOT / "tests/golden/vora_checkpoint/merged"),

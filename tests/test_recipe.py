@@ -187,7 +187,8 @@ def test_a_compressor_by_override() -> None:
     again = override(recipe, ["model.compress.factor=2"])
     assert again.model.compress is not None and again.model.compress.factor == 2
     assert override(recipe, ["model.compress=null"]) == BUILTIN["vora"]()
-    assert problem({"model.compress": {"factor": 1}}).startswith("model.compress.factor")
+    few = {"kind": "merge", "factor": 1}
+    assert problem({"model.compress": few}).startswith("model.compress.factor")
     unknown = 'unknown key "model.compress.'
     assert problem({"model.compress": {"kind": "merge", "factor": 2, "factr": 2}}) == (
         unknown + 'factr"; did you mean "factor"?'

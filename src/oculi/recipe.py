@@ -24,21 +24,27 @@ from oculi.specs.base import Decay, Float, Int, Rate, Share, Strict
 from oculi.specs.cognition import CognitionSpec
 from oculi.specs.data import FileSource, LanguageSource, PlayroomSource, SourceSpec
 from oculi.specs.model import (
+    CompressSpec,
+    ConvSpec,
+    FusionSpec,
     ImageSpec,
     LoraSpec,
+    MaxPoolSpec,
     MergeSpec,
+    MlpSpec,
     PatchEmbedSpec,
     PerceiverSpec,
     TowerSpec,
     VisionSpec,
     check_patches,
+    check_places,
 )
 from oculi.specs.objectives import DistillSpec, LmSpec, ObjectiveSpec, ReconstructSpec
 
 __all__ = [
-    "DistillSpec", "EvalSpec", "FileSource", "ImageSpec", "LanguageSource", "LmSpec", "LoraSpec",
-    "MergeSpec", "ModelSpec", "ObjectiveSpec", "PatchEmbedSpec", "PerceiverSpec",
-    "PlayroomSource", "Recipe", "ReconstructSpec",
+    "CompressSpec", "ConvSpec", "DistillSpec", "EvalSpec", "FileSource", "FusionSpec", "ImageSpec",
+    "LanguageSource", "LmSpec", "LoraSpec", "MaxPoolSpec", "MergeSpec", "MlpSpec", "ModelSpec",
+    "ObjectiveSpec", "PatchEmbedSpec", "PerceiverSpec", "PlayroomSource", "Recipe", "ReconstructSpec",
     "SourceSpec", "Stage", "TowerSpec", "VisionSpec", "check_patches", "load", "override", "validate",
 ]  # fmt: skip
 
@@ -51,8 +57,16 @@ class ModelSpec(Strict):
     )
     vision: VisionSpec
     images: ImageSpec = ImageSpec()
-    compress: MergeSpec | None = Field(
+    compress: CompressSpec | None = Field(
         None, description="what makes fewer tokens of the vision part's; None: a token a patch"
+    )
+    fusion: FusionSpec | None = Field(
+        None, description="what lets text read the uncompressed tokens; None: nothing"
+    )
+    init: Literal["scaled", "normal"] = Field(
+        "scaled",
+        description="of a tower's connector, compressor and cross fusion: what keeps the scale of what "
+        "goes through, or a standard normal",
     )
     lora: LoraSpec | None = None
     image_attention: Literal["causal", "bidirectional", "mutual"] = "bidirectional"
@@ -62,6 +76,7 @@ class ModelSpec(Strict):
     @model_validator(mode="after")
     def _whole_patches(self) -> ModelSpec:
         check_patches(self.images, self.vision.patch_size, "images")
+        check_places(self.compress, self.images, self.vision.patch_size, "images")
         return self
 
 
@@ -182,7 +197,9 @@ class Recipe(Strict):
     def _whole_patches(self) -> Recipe:
         for number, stage in enumerate(self.stages):
             if stage.images is not None:
-                check_patches(stage.images, self.model.vision.patch_size, f"stages.{number}.images")
+                patch, where = self.model.vision.patch_size, f"stages.{number}.images"
+                check_patches(stage.images, patch, where)
+                check_places(self.model.compress, stage.images, patch, where)
         return self
 
     def images_of(self, number: int) -> ImageSpec:
@@ -205,6 +222,18 @@ class Recipe(Strict):
                 f"stage {merges[0]} merges LoRA, but model.lora is routed: it acts on image tokens "
                 "alone, and a merged weight would act on text as well; set merge_lora=false"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _distils_per_patch(self) -> Recipe:
+        compress = self.model.compress
+        if compress is not None and not compress.patchwise:
+            for number, stage in enumerate(self.stages):
+                if any(isinstance(o, DistillSpec) and o.mode != "none" for o in stage.objectives):
+                    raise ValueError(
+                        f"stages.{number} distils patch by patch, but of model.compress.kind "
+                        f'"{compress.kind}" no token stands for a patch: use merge, or no distillation'
+                    )
         return self
 
     def to_yaml(self) -> str:

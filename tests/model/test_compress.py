@@ -121,8 +121,8 @@ def test_no_image_is_no_token() -> None:
 
 def test_what_there_is_not() -> None:
     assert new_compressor(None, 8) is None and token_count(None, 3, 5) == 15
-    with pytest.raises(ValueError, match='kind "conv" is none of merge'):
-        token_count({"kind": "conv"}, 2, 2)
+    with pytest.raises(ValueError, match='kind "prune" is none of merge'):
+        token_count({"kind": "prune"}, 2, 2)
     with pytest.raises(ValueError, match="none of merge"):
         new_compressor({"factor": 2}, 8)
     with pytest.raises(ValueError, match="factor of 0"):

@@ -36,11 +36,23 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "siglip2": ("llama", "bidirectional", {"vision": tower("siglip2")}),
     "routed": ("qwen2", "bidirectional", {}),
     "merged": ("qwen2", "bidirectional", {"compress": {"kind": "merge", "factor": 3}}),
+    "aurora": (
+        "qwen2",
+        "causal",
+        {
+            "vision": {**tower("siglip2"), "layer": -1, "final_norm": True},
+            "compress": {"kind": "mlp", "patches": 1024, "tokens": 4},
+            "fusion": {"kind": "combined", "layers": 2},
+        },
+    ),
 }
 CODE = {
+    "call_masks_oculi.py",
     "chat_oculi.py",
+    "compress_learned_oculi.py",
     "compress_oculi.py",
     "configuration_oculi.py",
+    "fusion_oculi.py",
     "generation_oculi.py",
     "image_processing_oculi.py",
     "masks_oculi.py",
@@ -53,6 +65,7 @@ CODE = {
     "spans_oculi.py",
     "taps_oculi.py",
     "tower_oculi.py",
+    "wide_rows_oculi.py",
 }
 
 # Runs where oculi cannot be imported; writes, per folder, what the Auto classes made of it.

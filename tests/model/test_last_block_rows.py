@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from oculi.model import modeling_oculi
+from oculi.model import call_masks_oculi
 from oculi.model.lora import inject_lora
 from oculi.model.rows_oculi import pays
 
@@ -19,7 +19,7 @@ TARGETS = ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 @pytest.fixture
 def every_row(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """From its call on, the last block computes every row."""
-    return lambda: monkeypatch.setattr(modeling_oculi, "pays", lambda *arguments: False)
+    return lambda: monkeypatch.setattr(call_masks_oculi, "pays", lambda *arguments: False)
 
 
 def packed_inputs(make_inputs: Any) -> dict[str, Any]:

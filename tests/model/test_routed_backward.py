@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from oculi.model import modeling_oculi
+from oculi.model import call_masks_oculi
 from oculi.training.module import set_blocks
 from routed import with_routed
 
@@ -104,7 +104,7 @@ def test_label_rows_of_the_last_block(
     batch = with_label_rows(inputs, rows)
     with FlopCounterMode(display=False) as few:
         found = gradients(model, [batch])
-    monkeypatch.setattr(modeling_oculi, "pays", lambda *arguments: False)
+    monkeypatch.setattr(call_masks_oculi, "pays", lambda *arguments: False)
     with FlopCounterMode(display=False) as many:
         wanted = gradients(model, [batch])
     assert_same(found, wanted)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from oculi.bench.counters import Watch
-from oculi.model import modeling_oculi
+from oculi.model import call_masks_oculi
 from oculi.model.lora import canonical_name, has_lora, merge_lora
 from oculi.model.routed_oculi import Adapter, Among, RoutedLinear, Rows
 from oculi.training.checkpoint import tensor_hashes
@@ -138,7 +138,7 @@ def test_label_rows_of_text_too(
     make_model: Any, vocab_size: int, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
     """As training computes them, with the last block on label rows alone, in any order."""
-    monkeypatch.setattr(modeling_oculi, "pays", lambda *arguments: True)
+    monkeypatch.setattr(call_masks_oculi, "pays", lambda *arguments: True)
     plain, model = with_routed(make_model, dtype=dtype)
     for inputs in packs(vocab_size):
         places = (inputs["segment_ids"].flatten() >= 0).nonzero()[:, 0]

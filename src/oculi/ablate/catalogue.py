@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from oculi.ablate.aurora import compressor, table6
 from oculi.ablate.spec import Ablation
 from oculi.ablate.vlsa import ratio, table3
 from oculi.ablate.vora_anyres import anyres
@@ -15,9 +16,10 @@ from oculi.errors import AblationError, nearest
 ABLATIONS: dict[str, Ablation] = {
     ablation.name: ablation
     for ablation in (
-        table2, fig4, rank, fig5, fig6, fig7, scaling, mixture, anyres, tokens, table3, ratio
-    )  # fmt: skip
-}
+        table2, fig4, rank, fig5, fig6, fig7, scaling, mixture, anyres, tokens, table6, compressor,
+        table3, ratio,
+    )
+}  # fmt: skip
 
 
 def find_ablation(name: str) -> Ablation:

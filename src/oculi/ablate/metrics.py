@@ -68,6 +68,13 @@ METRICS = {
         1,
     ),
     "macs_168": Metric("MMAC", "the same of a picture of 168 x 168 pixels", 1),
+    "shuffled": Metric(
+        "shuffled",
+        "exact match where the fusion module alone reads other pictures",
+        1,
+        percent=True,
+    ),
+    "prefill": Metric("ms", "median time of a prefill of one picture, on this machine: advice", 1),
     "samples": Metric("samples", "of pre-training", 0),
     "correlation": Metric("correlation", "Spearman's", 2),
 }

@@ -216,7 +216,33 @@ def _cost_168(
     values["tokens"], values["macs_168"] = large["tokens"], large["macs"]
 
 
-_EXTRAS = {"text": _text, "blocks": _blocks, "cost": _cost, "cost_168": _cost_168}
+def _fusion(
+    recipe: Recipe,
+    run: Path,
+    quick: bool,
+    values: dict[str, float],
+    answers: dict[str, tuple[bool, ...]],
+) -> None:
+    def made() -> dict[str, Any]:
+        from oculi.ablate.fusing import prefill_milliseconds, score_shuffled
+
+        stage, spec = _last_stage(recipe, run), recipe.evals[0]
+        found: dict[str, Any] = {"prefill": prefill_milliseconds(stage)}
+        if recipe.model.fusion is not None:
+            out = run / SIDE / "shuffled"
+            found |= score_shuffled(stage, spec.task, out, spec.limit)
+        return found
+
+    found = _kept(run / SIDE / "fusion.json", made)
+    values["prefill"] = found["prefill"]
+    if "score" in found:
+        values["shuffled"] = found["score"]
+        answers["shuffled"] = tuple(found["correct"])
+
+
+_EXTRAS = {
+    "text": _text, "blocks": _blocks, "cost": _cost, "cost_168": _cost_168, "fusion": _fusion
+}  # fmt: skip
 
 
 def _kept(path: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:

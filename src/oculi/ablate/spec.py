@@ -275,7 +275,8 @@ class Ablation:
         base: the recipe that rows override.
         labels: headers of the rows' labels. columns: metrics of the table.
         extras: what is measured beyond the run itself: ``text`` (what the LLM has forgotten),
-            ``blocks`` (cosine with the teacher by block), ``cost`` (tokens and MACs of a picture).
+            ``blocks`` (cosine with the teacher by block), ``cost`` (tokens and MACs of a picture),
+            ``fusion`` (its score with the wrong pictures, and the time of a prefill).
         tasks: asked of the last stage's model alone, beside the recipe's evaluations: metric
             ``score@KEY`` by key. grid: a table of them.
         varied: fields of stages in which rows differ by design, of those that decide which samples a

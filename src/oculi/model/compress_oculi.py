@@ -18,6 +18,8 @@ Two departures from AIM's code: a token is the mean of its patches, where AIM ta
 that meet in a round, whatever they stand for; and tokens stay in order, where AIM puts those that found
 no partner first. Where every round halves, as in AIM's own settings, the order is the same.
 
+Compressors with weights, which make as many tokens of every picture: ``compress_learned_oculi.py``.
+
 Shapes: P patches of all images, N images, S tokens, D the LLM's width; G images of n patches each, of
 which k tokens are left.
 """
@@ -27,6 +29,8 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .compress_learned_oculi import ConvCompressor, MaxPoolCompressor, MlpCompressor
 
 Number = TypeVar("Number", int, Tensor)
 
@@ -138,7 +142,12 @@ def means(tokens_GnD: Tensor, owners_Gn: Tensor, kept: int) -> Tensor:
 
 
 # What ``compress_config["kind"]`` may name: tokens and grids in; fewer tokens, and those of the patches.
-COMPRESSORS: dict[str, Any] = {"merge": TokenMerging}
+COMPRESSORS: dict[str, Any] = {
+    "merge": TokenMerging,
+    "mlp": MlpCompressor,
+    "conv": ConvCompressor,
+    "maxpool": MaxPoolCompressor,
+}
 
 
 def token_count(compress: dict[str, Any] | None, rows: Number, columns: Number) -> Number:
@@ -149,7 +158,7 @@ def token_count(compress: dict[str, Any] | None, rows: Number, columns: Number) 
         rows, columns: of patches; integers, or int64 tensors.
 
     Raises:
-        ValueError: there is no such compressor.
+        ValueError: there is no such compressor, or it takes no picture of so many patches.
     """
     if compress is None:
         return rows * columns

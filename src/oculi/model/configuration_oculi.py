@@ -19,6 +19,8 @@ class OculiConfig(PreTrainedConfig):
             ``patch_size``, ``layer``, ``image_mean`` and ``image_std``.
         compress_config: keyword arguments of what makes fewer tokens of the vision part's; ``kind``
             names it (``compress_oculi.py``). None: a token a patch.
+        fuse_config: ``kind`` and ``layers`` of what lets text read the uncompressed tokens
+            (``fusion_oculi.py``); transformers has taken ``fusion_config``. None: nothing does.
         image_token_id: the id that marks an image position. It is never looked up in the embedding
             table, so it may lie outside of it.
         image_attention: ``causal``, ``bidirectional`` or ``mutual``; see ``masks_oculi.py``.
@@ -40,6 +42,7 @@ class OculiConfig(PreTrainedConfig):
         image_attention: str = "bidirectional",
         routed_lora: list[dict[str, Any]] | None = None,
         compress_config: dict[str, Any] | None = None,
+        fuse_config: dict[str, Any] | None = None,
         **kwargs: Any,  # transformers passes its own keys (architectures, dtype, ...) this way
     ) -> None:
         if isinstance(text_config, dict):
@@ -51,6 +54,7 @@ class OculiConfig(PreTrainedConfig):
         self.text_config = text_config if text_config is not None else AutoConfig.for_model("qwen2")
         self.vision_config = vision_config or {"kind": "patch_embed", "patch_size": 14}
         self.compress_config = compress_config
+        self.fuse_config = fuse_config
         self.image_token_id = image_token_id
         self.image_attention = image_attention
         self.routed_lora = routed_lora or []

@@ -8,26 +8,28 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
+from transformers import AutoModelForCausalLM, Cache, DynamicCache, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .call_masks_oculi import masks_of_call, rows_of_last_block
 from .compress_oculi import COMPRESSORS, new_compressor
 from .configuration_oculi import OculiConfig
+from .fusion_oculi import CrossBlock, new_fusion
 from .generation_oculi import OculiGenerationMixin
-from .masks_oculi import build_mask, mask_function, refuse_sliding_window
+from .masks_oculi import refuse_sliding_window
 from .patch_embed_oculi import PatchEmbed
 from .perceiver_oculi import Perceiver
 from .routed_oculi import Route, add_adapter
-from .rows_oculi import mask_of_rows, only_rows, pays
-from .spans_oculi import key_spans
+from .rows_oculi import only_rows
 from .taps_oculi import VISION, Seen, tapping
 from .taps_oculi import Reducer as Reducer
 from .tower_oculi import VisionTower
+from .wide_rows_oculi import memory_of, wide_rows
 
 # What ``vision_config["kind"]`` may name: patches and grids in, tokens of the LLM's width out.
 VISION_PARTS: dict[str, type[nn.Module]] = {
@@ -52,8 +54,24 @@ class OculiOutput(ModelOutput):
     taps: dict[int | str, Any] | None = None
 
 
+class Sight(NamedTuple):
+    """What is made of a call's images.
+
+    Attributes:
+        tokens: [S, D], of all images in order: what the LLM is given.
+        pooled: [N, D], of each whole image, if the vision part has it.
+        owners: [P], the token that each patch went into, if a compressor says.
+        whole: [P, D], the vision part's tokens, before a compressor made fewer.
+    """
+
+    tokens: Tensor
+    pooled: Tensor | None
+    owners: Tensor | None
+    whole: Tensor
+
+
 class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
-    """An LLM that reads patches. ``llm``, ``vision`` and, if any, ``compress`` are its only children."""
+    """An LLM that reads patches: ``llm``, ``vision`` and, if any, ``compress`` and ``fusion``."""
 
     config_class = OculiConfig
     base_model_prefix = ""
@@ -72,6 +90,7 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
         self.llm = AutoModelForCausalLM.from_config(config.text_config)
         self.vision = self._new_vision()
         self.compress = new_compressor(config.compress_config, self.width)
+        self.fusion = self._new_fusion()
         self.post_init()
         self._build_routed_lora()  # it has values of its own, which post_init would draw anew
 
@@ -86,7 +105,8 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
         model.llm = llm
         model.vision = model._new_vision()
         model.compress = new_compressor(config.compress_config, model.width)
-        for part in filter(None, (model.vision, model.compress)):
+        model.fusion = model._new_fusion()
+        for part in filter(None, (model.vision, model.compress, model.fusion)):
             part.init_weights()
             part.to(llm.dtype)
         model._build_routed_lora()
@@ -124,13 +144,17 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
         arguments = dict(self.config.vision_config)
         return VISION_PARTS[arguments.pop("kind")](self.width, **arguments)
 
+    def _new_fusion(self) -> Any:
+        settings = self.config.fuse_config
+        return None if settings is None else new_fusion(settings, self.llm, self.blocks[0])
+
     @property
     def width(self) -> int:
         """D, the LLM's width."""
         return int(self.llm.get_input_embeddings().weight.shape[1])
 
     def _init_weights(self, module: Any) -> None:
-        if type(module) in (*VISION_PARTS.values(), *COMPRESSORS.values()):
+        if type(module) in (*VISION_PARTS.values(), *COMPRESSORS.values(), CrossBlock):
             module.init_weights()
         else:
             super()._init_weights(module)
@@ -167,23 +191,21 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
 
     def get_image_features(self, pixel_values: Tensor, image_grids: Tensor) -> Tensor:
         """Vision tokens [S, D] of all images, in order; see the vision part for the arguments."""
-        tokens: Tensor = self._see(pixel_values, image_grids)[0]
-        return tokens
+        return self._see(pixel_values, image_grids).tokens
 
     def look(self, pixel_values: Tensor, image_grids: Tensor) -> Seen:
         """What the LLM is given of all images, in order; see the vision part for the arguments."""
-        tokens, pooled, _ = self._see(pixel_values, image_grids)
-        return Seen(tokens, tuple(self.tokens_per_image(image_grids).tolist()), pooled)
+        sight = self._see(pixel_values, image_grids)
+        counts = tuple(self.tokens_per_image(image_grids).tolist())
+        return Seen(sight.tokens, counts, sight.pooled)
 
-    def _see(self, pixel_values: Tensor, image_grids: Tensor) -> tuple[Any, Any, Any]:
-        """Vision tokens [S, D]; what the vision part says of each whole image, [N, D] or None; and the
-        token of each patch [P], if a compressor made fewer."""
+    def _see(self, pixel_values: Tensor, image_grids: Tensor) -> Sight:
         made = self.vision(pixel_values, image_grids)
-        tokens, pooled = made if isinstance(made, tuple) else (made, None)
+        whole, pooled = made if isinstance(made, tuple) else (made, None)
         if self.compress is None:
-            return tokens, pooled, None
-        tokens, owners = self.compress(tokens, self.vision.token_grids(image_grids))
-        return tokens, pooled, owners
+            return Sight(whole, pooled, None, whole)
+        tokens, owners = self.compress(whole, self.vision.token_grids(image_grids))
+        return Sight(tokens, pooled, owners, whole)
 
     def forward(
         self,
@@ -230,7 +252,7 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
         Raises:
             ValueError: image positions and vision tokens differ in number, or shapes do.
         """
-        vision_tokens, pooled, owners = None, None, None
+        sight: Sight | None = None
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("forward needs input_ids or inputs_embeds")
@@ -238,31 +260,33 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
                 image_ids = self._image_ids(
                     input_ids, image_grids if pixel_values is not None else None
                 )
-            inputs_embeds, (vision_tokens, pooled, owners) = self._embed(
-                input_ids, image_ids, pixel_values, image_grids
-            )
+            inputs_embeds, sight = self._embed(input_ids, image_ids, pixel_values, image_grids)
         elif pixel_values is not None:
             raise ValueError("images need input_ids: pass inputs_embeds or pixel_values, not both")
         tapped: dict[int | str, Any] = {}
         if taps and VISION in taps:
-            assert image_grids is not None and vision_tokens is not None
+            assert image_grids is not None and sight is not None
             counts = self.tokens_per_image(image_grids).tolist()
-            tapped[VISION] = taps[VISION](Seen(vision_tokens, tuple(counts), pooled))
+            tapped[VISION] = taps[VISION](Seen(sight.tokens, tuple(counts), sight.pooled))
             taps = {block: reduce for block, reduce in taps.items() if block != VISION}
+        if self.fusion is not None:
+            if past_key_values is None and self._caches(use_cache):
+                past_key_values = DynamicCache(config=self.config.text_config)
+            inputs_embeds = self._fuse(
+                inputs_embeds, sight, image_ids, image_grids, attention_mask, segment_ids,
+                past_key_values,
+            )  # fmt: skip
         # Looked for only where they are needed: decoding calls this for every token.
         blocks: Any = self.blocks if taps or label_rows is not None else ()
-        chosen = self._rows_of_last_block(blocks, label_rows, taps, past_key_values, inputs_embeds)
-        mask, mask_of_chosen = self._masks(
-            inputs_embeds,
-            image_ids if pixel_values is not None else None,
-            attention_mask,
-            segment_ids,
-            prompt_mask,
-            past_key_values,
-            chosen,
+        chosen = rows_of_last_block(
+            self.config.text_config, blocks, label_rows, taps or (), past_key_values, inputs_embeds
         )
+        mask, mask_of_chosen = masks_of_call(
+            self.config, inputs_embeds, image_ids if pixel_values is not None else None,
+            attention_mask, segment_ids, prompt_mask, past_key_values, chosen,
+        )  # fmt: skip
         with ExitStack() as stack:
-            rows, seen = None, 0 if vision_tokens is None else len(vision_tokens)
+            rows, seen = None, 0 if sight is None else len(sight.tokens)
             if image_ids is not None and (taps or (self.route.modalities and seen)):
                 # The image positions, in order; how many there are is known, so the host need not wait.
                 rows = (image_ids.flatten() < 0).int().argsort(stable=True)[:seen]
@@ -270,7 +294,7 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
             stack.enter_context(self.route.to(dealt))
             if taps:
                 assert rows is not None
-                read = rows if owners is None else rows[owners]
+                read = rows if sight is None or sight.owners is None else rows[sight.owners]
                 stack.enter_context(tapping(taps, blocks, read, inputs_embeds, tapped))
             if label_rows is not None:
                 last = blocks[-1] if chosen is not None else None
@@ -316,83 +340,48 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
         image_ids: Tensor,
         pixel_values: Tensor | None,
         image_grids: Tensor | None,
-    ) -> tuple[Tensor, tuple[Any, Any, Any]]:
-        """Embeddings [B, T, D], and what ``_see`` returns."""
+    ) -> tuple[Tensor, Sight | None]:
+        """Embeddings [B, T, D], and what ``_see`` says."""
         is_image = image_ids >= 0
         # The image token may lie outside of the table; its row is overwritten below in any case.
         embeds_BTD = self.llm.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
         if pixel_values is None or image_grids is None:
-            return embeds_BTD, (None, None, None)
-        seen = self._see(pixel_values, image_grids)
-        vision_SD = seen[0].to(embeds_BTD.dtype)
-        return embeds_BTD.masked_scatter(is_image[..., None], vision_SD), seen
+            return embeds_BTD, None
+        sight = self._see(pixel_values, image_grids)
+        vision_SD = sight.tokens.to(embeds_BTD.dtype)
+        return embeds_BTD.masked_scatter(is_image[..., None], vision_SD), sight
 
-    def _rows_of_last_block(
-        self,
-        blocks: nn.ModuleList,
-        label_rows: Tensor | None,
-        taps: Mapping[int, Reducer] | None,
-        cache: Cache | None,
-        embeds: Tensor,
-    ) -> Tensor | None:
-        """The rows that the last block computes, None for all; see ``rows_oculi.py``."""
-        last = len(blocks) - 1
-        if label_rows is None or cache is not None or last in (taps or ()):
-            return None
-        if "flash" in self.config.text_config._attn_implementation:
-            return None  # it takes no mask
-        return label_rows if pays(blocks[last], len(label_rows), *embeds.shape) else None
+    def _caches(self, use_cache: bool | None) -> bool:
+        """Whether the LLM would make a cache by itself."""
+        return bool(self.config.text_config.use_cache if use_cache is None else use_cache)
 
-    def _masks(
+    def _fuse(
         self,
         embeds: Tensor,
+        sight: Sight | None,
         image_ids: Tensor | None,
+        image_grids: Tensor | None,
         attention_mask: Tensor | None,
         segment_ids: Tensor | None,
-        prompt_mask: Tensor | None,
         cache: Cache | None,
-        chosen: Tensor | None,
-    ) -> tuple[Any, Any]:
-        """The 4-D or block masks, of all tokens and of ``chosen`` ones in the last block.
-
-        This class builds them itself, so that no path can lose the images.
-        """
+    ) -> Tensor:
+        """The embeddings [B, T, D] with text that has read the uncompressed tokens of ``sight``."""
+        if cache is None and sight is None:
+            return embeds
         rows, length = embeds.shape[:2]
-        offset = cache.get_seq_length() if cache is not None else 0
-        kv_length, kv_offset = cache.get_mask_sizes(length, 0) if cache is not None else (length, 0)
-        policy = self.config.image_attention if image_ids is not None else "causal"
-        plain = policy == "causal" and segment_ids is None
+        whole, grids, counts = embeds.new_zeros(0, embeds.shape[2]), None, []
+        if sight is not None and image_grids is not None:
+            whole, grids = sight.whole, self.vision.token_grids(image_grids)
+            counts = self.tokens_per_image(image_grids).tolist()
         if image_ids is None:
             image_ids = torch.full((rows, length), -1, device=embeds.device)
-        if segment_ids is not None and attention_mask is not None:
-            raise ValueError("pass segment_ids or attention_mask, not both")
-        build = partial(
-            build_mask, self.config.text_config, dtype=embeds.dtype, device=embeds.device
+        valid = torch.ones_like(image_ids, dtype=torch.bool)
+        if attention_mask is not None:
+            valid = attention_mask[:, -length:].bool()
+        memory = memory_of(cache, len(self.blocks))
+        wide = wide_rows(image_ids, grids, counts, valid, segment_ids, memory.tokens)
+        rotary = getattr(self.get_decoder(), "rotary_emb", None)
+        fused: Tensor = self.fusion(
+            embeds, whole, wide, memory, rotary, self.config.image_attention
         )
-        function = mask_function(policy, image_ids, segment_ids, prompt_mask, offset)
-        spans = None
-        if cache is None and attention_mask is None:
-            spans = partial(key_spans, policy, image_ids, segment_ids, prompt_mask)
-        mask = build(
-            function,
-            attention_mask,
-            shape_BT=(rows, length),
-            kv_length=kv_length,
-            q_offset=offset,
-            kv_offset=kv_offset,
-            plain=plain,
-            spans=spans,
-        )
-        if chosen is None:
-            return mask, None
-        mask_of_chosen = build(
-            mask_of_rows(function, chosen, length),
-            None if attention_mask is None else attention_mask.reshape(1, -1),
-            shape_BT=(1, len(chosen)),
-            kv_length=rows * length,
-            q_offset=0,
-            kv_offset=0,
-            plain=False,
-            spans=spans and (lambda: spans().of_rows(chosen)),
-        )
-        return mask, mask_of_chosen
+        return fused

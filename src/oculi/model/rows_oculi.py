@@ -34,6 +34,20 @@ class _Take:
         raise _Handed
 
 
+def keys_and_values(run: Callable[[Any], Any]) -> tuple[Tensor, Tensor]:
+    """Those that a block hands to its cache; ``run`` runs it with what stands in for one, up to there.
+
+    Raises:
+        RuntimeError: the block hands nothing over.
+    """
+    take = _Take()
+    try:
+        run(take)
+    except _Handed:
+        return take.states
+    raise RuntimeError("the LLM's block hands no keys and values to its cache")
+
+
 class _Give:
     """A cache that answers with keys and values [B, heads, T, d] of all tokens as one row."""
 

@@ -46,7 +46,7 @@ def key_spans(
     rows, length = images_BT.shape
     index = torch.arange(length, device=images_BT.device).expand(rows, length)
     segments_BT = torch.zeros_like(images_BT) if segments_BT is None else segments_BT
-    first, last = _begins(segments_BT, index), index
+    first, last = begins(segments_BT, index), index
     if policy == "causal":
         return Spans(first, last, exact=True)
     is_image = images_BT >= 0
@@ -61,7 +61,7 @@ def key_spans(
     return Spans(first, torch.where(is_image, last.maximum(prompt), last), exact=False)
 
 
-def _begins(ids_BT: Tensor, index: Tensor) -> Tensor:
+def begins(ids_BT: Tensor, index: Tensor) -> Tensor:
     """Index of the first token of the run of equal ids that each token is in."""
     changes = ids_BT != ids_BT.roll(1, 1)
     return torch.where(changes, index, 0).cummax(1).values
@@ -70,7 +70,7 @@ def _begins(ids_BT: Tensor, index: Tensor) -> Tensor:
 def _ends(ids_BT: Tensor, index: Tensor) -> Tensor:
     """Index of the last one."""
     last = ids_BT.shape[1] - 1
-    return last - _begins(ids_BT.flip(1), index).flip(1)
+    return last - begins(ids_BT.flip(1), index).flip(1)
 
 
 def block_mask(

@@ -54,6 +54,11 @@ class TowerReader:
         self.skip = 1 if config.model_type.startswith("clip") else 0  # the class token
         self.mean, self.std = tuple(image_mean), tuple(image_std)
 
+    @property
+    def norm(self) -> nn.Module:
+        """The norm behind its last block; AIMv2 names it otherwise than CLIP and SigLIP 2."""
+        return getattr(self.model, "rms_norm", None) or self.model.post_layernorm  # type: ignore[return-value]
+
     def states(
         self, patches_PC: Tensor, grids_N2: Tensor, wanted: Sequence[int] | None = None
     ) -> list[Tensor]:
@@ -159,6 +164,7 @@ class VisionTower(nn.Module):
         layer: which of the tower's states are read: 0 is its embedding, i the raw output of block
             i - 1, negative from the end. LLaVA reads -2, the last block but one.
         image_mean, image_std: per channel, of pixels in [0, 1].
+        final_norm: read the state through the norm that the tower ends in.
 
     Raises:
         ValueError: the tower has no such layer.
@@ -172,9 +178,10 @@ class VisionTower(nn.Module):
         layer: int = -2,
         image_mean: Sequence[float] = CLIP_MEAN,
         image_std: Sequence[float] = CLIP_STD,
+        final_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.patch_size = patch_size
+        self.patch_size, self.final_norm = patch_size, final_norm
         self.tower = AutoModel.from_config(AutoConfig.for_model(**tower))
         self.reader = TowerReader(self.tower, image_mean, image_std)
         states = self.reader.blocks + 1
@@ -212,4 +219,6 @@ class VisionTower(nn.Module):
     def forward(self, pixel_values: Tensor, image_grids: Tensor) -> Tensor:
         """Tokens [P, D] of all images; the arguments are those of ``PatchEmbed``."""
         (states_PM,) = self.reader.states(pixel_values, image_grids, [self.layer])
+        if self.final_norm:
+            states_PM = self.reader.norm(states_PM)
         return self.connector(states_PM.to(next(self.connector.parameters()).dtype))

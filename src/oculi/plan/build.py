@@ -28,10 +28,17 @@ from oculi.recipe import (
     TowerSpec,
     VisionSpec,
 )
-from oculi.training.build import DTYPES, add_lora, add_routed_lora, cast, compress_config
+from oculi.training.build import (
+    DTYPES,
+    add_lora,
+    add_routed_lora,
+    cast,
+    compress_config,
+    fuse_config,
+)
 from oculi.training.module import TrainModule, canonical_parameters, freeze, learning_rates
 from oculi.training.optim import muon_matrices
-from oculi.training.vision import check_perceiver, perceiver_settings
+from oculi.training.vision import check_perceiver, own_settings
 
 DEFAULT_GRID = (32, 32)  # of a position table that no ViT starts, as training/vision.py has it
 
@@ -97,6 +104,7 @@ def meta_model(spec: ModelSpec) -> OculiForConditionalGeneration:
         _vision_config(spec.vision),
         image_attention=spec.image_attention,
         compress_config=compress_config(spec),
+        fuse_config=fuse_config(spec),
     )
     with torch.device("meta"):
         try:
@@ -156,11 +164,9 @@ def _vision_config(spec: VisionSpec) -> dict[str, Any]:
                 f"model.vision.layer: {spec.init_from} has states {-states} to {states - 1}, none "
                 f"at {spec.layer}"
             )
-        settings = {"tower": tower.to_dict(), "layer": spec.layer}
         if isinstance(spec, PerceiverSpec):
-            check_perceiver(spec, settings["tower"])
-            settings |= perceiver_settings(spec)
-        return config | settings
+            check_perceiver(spec, tower.to_dict())
+        return config | {"tower": tower.to_dict(), "layer": spec.layer} | own_settings(spec)
     if spec.init_from is None:
         return config | {"width": spec.width, "grid": spec.grid}
     teacher = Teacher(_tower(spec.init_from))

@@ -36,16 +36,18 @@ class Products(TorchDispatchMode):
         parts: part of every weight, and of every buffer that products may read. Products with none of
             them belong to the part whose weight was used last.
         pairs: pairs of query and key that the LLM's mask lets attend.
+        length: tokens of the sample. Attention under a mask of another shape is not the LLM's, and
+            counted whole, for the part that it is in.
 
     Attributes:
         forward, backward: MACs by part; the LLM's attention is ``attention``, a tower's is the tower's.
     """
 
-    def __init__(self, parts: Mapping[Tensor, str], pairs: int) -> None:
+    def __init__(self, parts: Mapping[Tensor, str], pairs: int, length: int) -> None:
         super().__init__()
         self.forward: dict[str, int] = {}
         self.backward: dict[str, int] = {}
-        self._parts, self._pairs = parts, pairs
+        self._parts, self._pairs, self._length = parts, pairs, length
         self._counts = self.forward
         self._last = ""
         # By storage, as an operand is a view or a copy of a weight. Storages are referenced, or the
@@ -124,8 +126,9 @@ class Products(TorchDispatchMode):
     ) -> None:
         """Query [B, H, L, E], key [B, H, S, E], value [B, H, S, V]."""
         rows, heads, length, width = query.shape
-        # Only the LLM has a mask; a tower's picture is seen by all of itself.
-        pairs = rows * length * key.shape[-2] if bias is None else self._pairs
-        part = ATTENTION if bias is not None else self._last
+        # A tower's picture is seen by all of itself, without a mask.
+        llm = bias is not None and length == key.shape[-2] == self._length
+        pairs = self._pairs if llm else rows * length * key.shape[-2]
+        part = ATTENTION if llm else self._last
         macs = round(share * pairs * heads * (width + value.shape[-1]))
         self._counts[part] = self._counts.get(part, 0) + macs

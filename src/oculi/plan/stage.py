@@ -27,7 +27,7 @@ DAY = 24 * 60 * 60
 # Parts of the model, in the order of tables; an objective's parameters are a part of its own name.
 MODEL_PARTS = (
     "llm", "lora", "patch_embedding", "position_embedding", "tower", "perceiver", "connector",
-    "compressor",
+    "compressor", "fusion",
 )  # fmt: skip
 _PREFIXES = {
     "vision.position": "position_embedding",
@@ -37,6 +37,7 @@ _PREFIXES = {
     "vision.newline": "connector",
     "vision.": "patch_embedding",
     "compress.": "compressor",
+    "fusion.": "fusion",
     "llm.": "llm",
 }
 
@@ -224,7 +225,7 @@ def _count(
     for teacher in meta.teachers.values():
         owners |= dict.fromkeys([*teacher.parameters(), *teacher.buffers()], "teacher")
     module = TrainModule(EveryBlock(model), meta.module.terms(), meta.stage.checkpointing)  # type: ignore[arg-type]
-    products = Products(owners, pairs)
+    products = Products(owners, pairs, batch.tokens_BT.shape[1])
     with Autocast(None):
         with products.forward_pass():
             loss = module.loss(module(batch, _ones(module)))

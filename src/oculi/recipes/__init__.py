@@ -11,8 +11,10 @@ from pydantic import ValidationError
 from oculi.errors import RecipeError, nearest
 from oculi.recipe import Recipe, load
 from oculi.recipe_problems import first_problem
+from oculi.recipes.aurora import aurora, aurora_16
 from oculi.recipes.llava import llava, llava_aimv2
 from oculi.recipes.tiny import llava_tiny, vora_see_tiny, vora_tiny
+from oculi.recipes.tiny_aurora import aurora_tiny
 from oculi.recipes.vlsa import vlsa, vlsa_tiny
 from oculi.recipes.vora import vora, vora_8m, vora_anyres
 
@@ -29,6 +31,9 @@ BUILTIN: dict[str, Callable[[], Recipe]] = {
         vora_see_tiny,
         llava_tiny,
         vlsa_tiny,
+        aurora,
+        aurora_16,
+        aurora_tiny,
     )
 }
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from math import isqrt
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -39,6 +40,9 @@ class TowerSpec(Strict):
         -2,
         description="which state is read: 0 the embedding, i block i - 1's output, or from the end",
     )
+    final_norm: bool = Field(
+        False, description="through the tower's last norm; with layer -1 its last_hidden_state"
+    )
 
 
 class PerceiverSpec(Strict):
@@ -67,10 +71,52 @@ VisionSpec = Annotated[PatchEmbedSpec | TowerSpec | PerceiverSpec, Field(discrim
 class MergeSpec(Strict):
     """Similar tokens merged before the LLM, as AIM does (arXiv 2412.03248)."""
 
+    patchwise: ClassVar[bool] = True  # it says which token each patch went into
     kind: Literal["merge"] = "merge"
     factor: Int = Field(
         ge=2, description="patches to a token: an image of P has P / factor, rounded up"
     )
+
+
+class _LearnedSpec(Strict):
+    """As many tokens for every picture (AuroraEdge-V, section 3.4)."""
+
+    patchwise: ClassVar[bool] = False
+    patches: Count = Field(256, description="the most that a picture may have")
+    tokens: Count = Field(64, description="of every picture")
+
+    @model_validator(mode="after")
+    def _counts_fit(self) -> _LearnedSpec:
+        check_counts(self.kind, self.patches, self.tokens)  # type: ignore[attr-defined]
+        return self
+
+
+class MlpSpec(_LearnedSpec):
+    """A linear layer over the places of a picture's patches."""
+
+    kind: Literal["mlp"] = "mlp"
+
+
+class ConvSpec(_LearnedSpec):
+    """A convolution over the patches folded into a square."""
+
+    kind: Literal["conv"] = "conv"
+
+
+class MaxPoolSpec(_LearnedSpec):
+    """The largest values of windows of that square."""
+
+    kind: Literal["maxpool"] = "maxpool"
+
+
+CompressSpec = Annotated[MergeSpec | MlpSpec | ConvSpec | MaxPoolSpec, Field(discriminator="kind")]
+
+
+class FusionSpec(Strict):
+    """Text reads the uncompressed vision tokens (AuroraEdge-V, section 3.5)."""
+
+    kind: Literal["cross", "decoder", "combined"] = "combined"
+    layers: Count = Field(1, description="of each stack; the paper has one")
 
 
 class ImageSpec(Strict):
@@ -102,6 +148,32 @@ class LoraSpec(Strict):
         False,
         description="on image tokens alone: text stays the LLM's to the bit, nothing is merged",
     )
+
+
+def check_counts(kind: str, patches: int, tokens: int) -> None:
+    """Raises ValueError unless a compressor of this kind can make ``tokens`` of ``patches``."""
+    if tokens > patches:
+        raise ValueError(f"tokens {tokens} are more than patches {patches}")
+    whole, part = isqrt(patches), isqrt(tokens)
+    if kind != "mlp" and (whole**2 != patches or part**2 != tokens or whole % part):
+        raise ValueError(
+            f"{kind} needs squares of which one side is a multiple of the other's, as patches 256 and "
+            f"tokens 64; not {patches} and {tokens}"
+        )
+
+
+def check_places(compress: CompressSpec | None, images: ImageSpec, patch: int, where: str) -> None:
+    """Raises ValueError if a picture may have more patches than the compressor takes."""
+    if not isinstance(compress, _LearnedSpec):
+        return
+    square = images.mode == "square"
+    most = (images.size // patch) ** 2 if square else images.max_patches
+    if most > compress.patches:
+        key = "size" if square else "max_patches"
+        raise ValueError(
+            f"{where}.{key} lets pictures have {most} patches, but compress.patches is "
+            f"{compress.patches}: lower the one or raise the other"
+        )
 
 
 def check_patches(images: ImageSpec, patch: int, where: str) -> None:

@@ -22,6 +22,7 @@ from oculi.model.routed_oculi import IMAGE
 from oculi.recipe import ImageSpec, ModelSpec
 from oculi.training.vision import mean_and_deviation, token_settings, vision_start
 
+NEW_PARTS = ("vision.connector.", "compress.", "fusion.cross.")  # nothing pre-trained is in them
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -44,6 +45,22 @@ def build_processor(spec: ModelSpec) -> OculiProcessor:
 def compress_config(spec: ModelSpec) -> dict[str, Any] | None:
     """What the model and its processor are told of the recipe's compressor."""
     return spec.compress.model_dump() if spec.compress is not None else None
+
+
+def fuse_config(spec: ModelSpec) -> dict[str, Any] | None:
+    """What the model is told of the recipe's fusion."""
+    return spec.fusion.model_dump() if spec.fusion is not None else None
+
+
+@torch.no_grad()
+def standard_normal(model: OculiForConditionalGeneration) -> None:
+    """Connector, compressor and cross fusion as AuroraEdge-V starts them (section 4.1).
+
+    Matrices and filters are drawn; biases and norms stay as they are.
+    """
+    for name, parameter in model.named_parameters():
+        if name.startswith(NEW_PARTS) and parameter.ndim > 1:
+            parameter.normal_()
 
 
 def recut(processor: OculiProcessor, images: ImageSpec) -> OculiProcessor:
@@ -93,6 +110,7 @@ def build_model(
         text_config=llm.config,
         vision_config=start.config,
         compress_config=compress_config(spec),
+        fuse_config=fuse_config(spec),
         image_token_id=processor.image_token_id,
         image_attention=spec.image_attention,
         dtype=DTYPES[spec.dtype],
@@ -106,6 +124,8 @@ def build_model(
     if processor.image_token_id < llm.config.vocab_size:
         model.generation_config.suppress_tokens = [processor.image_token_id]
     start.load(model.vision, spec.vision.init_from)
+    if spec.init == "normal":
+        standard_normal(model)
     add_routed_lora(model, spec, seed)
     return model
 

@@ -115,16 +115,16 @@ def _tower(spec: TowerSpec | PerceiverSpec) -> VisionStart:
     weights = {f"tower.{name}": value for name, value in model.state_dict().items()}
     tower = {k: v for k, v in model.config.to_dict().items() if k not in _NOT_OF_THE_TOWER}
     config = {"patch_size": spec.patch_size, "tower": tower, "layer": spec.layer}
-    return VisionStart(_common(spec) | config, weights)
+    return VisionStart(_common(spec) | config | own_settings(spec), weights)
 
 
 def _perceiver(spec: PerceiverSpec) -> VisionStart:
     start = _tower(spec)
     check_perceiver(spec, start.config["tower"])
-    return VisionStart(start.config | perceiver_settings(spec), start.weights)
+    return start
 
 
-def perceiver_settings(spec: PerceiverSpec) -> dict[str, Any]:
+def own_settings(spec: TowerSpec | PerceiverSpec) -> dict[str, Any]:
     """What a spec says beyond its tower, under the names of ``vision_config``."""
     return spec.model_dump(exclude={"kind", "patch_size", "init_from", "layer"})
 
