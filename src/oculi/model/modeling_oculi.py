@@ -195,7 +195,9 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
 
     def look(self, pixel_values: Tensor, image_grids: Tensor) -> Seen:
         """What the LLM is given of all images, in order; see the vision part for the arguments."""
-        sight = self._see(pixel_values, image_grids)
+        return self._seen(self._see(pixel_values, image_grids), image_grids)
+
+    def _seen(self, sight: Sight, image_grids: Tensor) -> Seen:
         counts = tuple(self.tokens_per_image(image_grids).tolist())
         return Seen(sight.tokens, counts, sight.pooled)
 
@@ -266,8 +268,7 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
         tapped: dict[int | str, Any] = {}
         if taps and VISION in taps:
             assert image_grids is not None and sight is not None
-            counts = self.tokens_per_image(image_grids).tolist()
-            tapped[VISION] = taps[VISION](Seen(sight.tokens, tuple(counts), sight.pooled))
+            tapped[VISION] = taps[VISION](self._seen(sight, image_grids))
             taps = {block: reduce for block, reduce in taps.items() if block != VISION}
         if self.fusion is not None:
             if past_key_values is None and self._caches(use_cache):
