@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	# torch first and pinned: a plain torch pulls gigabytes of CUDA packages.
 	$(BIN)/pip install -q -c constraints.txt torch
-	$(BIN)/pip install -q -c constraints.txt -e '.[log,diffusion,dev]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[log,diffusion,edge,export,dev]'
 	touch $(STAMP)
 
 # The main job: pre-train with distillation, merge, score, fine-tune, score, report, one answer.

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 import endpoint
 from oculi.cli import app
+from oculi.edge.__main__ import main as edge
 from oculi.recipes import find_recipe
 from oculi.testbed import playroom
 
@@ -80,6 +81,7 @@ SKIPPED = (
     "oculi bench kills",
     "oculi bench train",
     "oculi data codes",
+    "oculi bench edge",
     "make",
     "pip",
     "git",
@@ -162,6 +164,9 @@ def test_every_command_of_a_page_runs(page: Path, folder: Path) -> None:
     runner = CliRunner()
     for words in commands(page):
         if " ".join(words).startswith(SKIPPED):
+            continue
+        if words[:3] == ["python", "-m", "oculi.edge"]:
+            assert edge(words[3:]) == 0, f"{page.name}: {shlex.join(words)}"
             continue
         if words[0] == "python":
             check_program(words[1:])

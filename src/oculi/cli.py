@@ -12,10 +12,12 @@ import typer
 from oculi.ablate.command import EXAMPLE as ABLATE_EXAMPLE
 from oculi.ablate.command import ablate
 from oculi.bench.command import app as bench_app
-from oculi.cognition.command import CODES_EXAMPLE, COGNITION_EXAMPLE, codes, cognition
+from oculi.cognition import command as cognition
 from oculi.commands import one_line_errors, progress
 from oculi.commands import quiet_libraries as _quiet_libraries
 from oculi.data.curate import add_commands
+from oculi.export.command import EXAMPLE as EXPORT_EXAMPLE
+from oculi.export.command import export
 from oculi.export.convert.command import app as convert_app
 from oculi.reconstruct.command import EXAMPLE as RECONSTRUCT_EXAMPLE
 from oculi.reconstruct.command import reconstruct
@@ -36,8 +38,8 @@ app.add_typer(bench_app, name="bench", rich_help_panel=None)
 app.add_typer(convert_app, name="convert", rich_help_panel=None)
 app.command(epilog=ABLATE_EXAMPLE)(ablate)
 app.command(epilog=RECONSTRUCT_EXAMPLE)(reconstruct)
-data_app.command(epilog=CODES_EXAMPLE)(codes)
-data_app.command(epilog=COGNITION_EXAMPLE)(cognition)
+cognition.add_commands(data_app)
+app.command(epilog=EXPORT_EXAMPLE)(export)
 
 
 @app.command(epilog="Example: oculi train vora_tiny stages.0.steps=300 --out runs/first")

@@ -107,6 +107,36 @@ def gpu(
     _show(report, f"One device, {size}", command, out, as_json)
 
 
+@app.command(epilog="Example: oculi bench edge --checkpoint runs/first --json")
+@one_line_errors
+def edge(
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="trained: for the scores; else random weights, times alone")
+    ] = None,
+    task: Annotated[str, typer.Option(help="asked for the scores")] = "playroom:1",
+    questions: Annotated[int, typer.Option(min=1, help="of the task")] = 500,
+    repeats: Annotated[int, typer.Option(min=1, help="answers that are timed")] = 20,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="a small large model, 2 repeats, 3 questions")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="also write the report as Markdown")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """An exported int8 model beside transformers in float32: agreement, scores, pictures a second.
+
+    Exits 1 when a float32 answer is another one than torch's, or int8 loses more than a point."""
+    quiet_libraries()
+    from oculi.bench.edge import bench_edge
+
+    questions, repeats = (3, 2) if quick else (questions, repeats)
+    say = progress("answers") or (lambda done, total: None)
+    report = bench_edge(checkpoint, task, questions, repeats, quick, say)
+    command = f"oculi bench edge{f' --checkpoint {checkpoint}' * (checkpoint is not None)}"
+    command += f" --task {task} --questions {questions} --repeats {repeats}{' --quick' * quick}"
+    _show(report, "An exported model beside transformers", command, out, as_json)
+    raise typer.Exit(0 if report.ok else 1)
+
+
 def _show(report: Any, title: str, command: str, out: Path | None, as_json: bool) -> None:
     """Print a report, and write it as a dated page if asked to, with the JSON beside it."""
     from oculi.bench.report import write

@@ -14,6 +14,12 @@ CODES_EXAMPLE = "Example: oculi data codes train.json --vq testbed:vq --out code
 COGNITION_EXAMPLE = "Example: oculi data cognition vora_tiny 'stages.0.cognition={pixels: {}}'"
 
 
+def add_commands(app: typer.Typer) -> None:
+    """Add what is about colours and codes to the ``oculi data`` commands."""
+    app.command(epilog=CODES_EXAMPLE)(codes)
+    app.command(epilog=COGNITION_EXAMPLE)(cognition)
+
+
 @one_line_errors
 def codes(
     files: Annotated[list[Path], typer.Argument(help="data files, patterns or folders")],

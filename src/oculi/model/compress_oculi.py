@@ -24,6 +24,7 @@ Shapes: P patches of all images, N images, S tokens, D the LLM's width; G images
 which k tokens are left.
 """
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -112,18 +113,28 @@ def assign(tokens_GnD: Tensor, kept: int) -> Tensor:
     current = tokens_GnD
     while left > kept:
         fewer = min(left - kept, left // 2)
-        owners_Gn = _match(current, fewer).gather(1, owners_Gn)
+        owners_Gn = match(current, fewer).gather(1, owners_Gn)
         left -= fewer
         current = means(tokens_GnD, owners_Gn, left)
     return owners_Gn
 
 
-def _match(tokens_GnD: Tensor, fewer: int) -> Tensor:
-    """One round: the new place of each token, [G, n] int64, when ``fewer`` sources found a target."""
+def _highest(scores_Gn: Tensor, count: int) -> Tensor:
+    """Places [G, count] of the highest scores; of equals the first."""
+    return scores_Gn.argsort(dim=1, descending=True, stable=True)[:, :count]
+
+
+def match(
+    tokens_GnD: Tensor, fewer: int, highest: Callable[[Tensor, int], Tensor] = _highest
+) -> Tensor:
+    """One round: the new place of each token, [G, n] int64, when ``fewer`` sources found a target.
+
+    ``highest`` says which sources those are; in a graph it is another operator.
+    """
     unit = F.normalize(tokens_GnD, dim=-1)
     similarity = unit[:, ::2] @ unit[:, 1::2].mT
     best, target = similarity.max(-1)  # of equals the first, as of sources below
-    source = best.argsort(dim=1, descending=True, stable=True)[:, :fewer]
+    source = highest(best, fewer)
     partner = 2 * target.gather(1, source) + 1
     places = torch.arange(tokens_GnD.shape[1], device=tokens_GnD.device)
     into = places.repeat(len(tokens_GnD), 1).scatter(1, 2 * source, partner)

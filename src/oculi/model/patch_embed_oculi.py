@@ -105,8 +105,12 @@ class PatchEmbed(nn.Module):
         starts = counts.cumsum(0) - counts
         within = torch.arange(total, device=device) - starts[image]
         rows, columns = grids[image].unbind(-1)
-        y = _source(within // columns, rows, self.grid[0])
-        x = _source(within % columns, columns, self.grid[1])
+        return self.positions(within // columns, within % columns, rows, columns)
+
+    def positions(self, row: Tensor, column: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Positions [P, W] of the patches at ``row`` and ``column`` of images of so many."""
+        y = _source(row, rows, self.grid[0])
+        x = _source(column, columns, self.grid[1])
         y0, x0 = y.floor().long(), x.floor().long()
         y1, x1 = (y0 + 1).clamp(max=self.grid[0] - 1), (x0 + 1).clamp(max=self.grid[1] - 1)
         wy, wx = (y - y0)[:, None], (x - x0)[:, None]

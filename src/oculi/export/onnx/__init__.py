@@ -1,0 +1,1 @@
+"""A merged model as graphs for onnxruntime; ``oculi.edge`` runs what this writes."""
