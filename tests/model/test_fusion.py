@@ -183,6 +183,17 @@ def test_a_packed_row_is_its_samples(
     assert all(wanted[n].abs().max() > 0 for n in reached)
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_whole_last_layer_gives_the_same(fused: Any, make_inputs: Any, layers: int) -> None:
+    """Plans count it whole; text alone is what is read of it."""
+    model = fused("decoder", layers)
+    batch = packed([make_inputs([row], seed=i, tokens=TOKENS) for i, row in enumerate(SAMPLES)])
+    alone = model(**batch, use_cache=False).logits
+    model.fusion.text_alone = False
+    whole = model(**batch, use_cache=False).logits
+    torch.testing.assert_close(whole, alone, rtol=1e-4, atol=1e-4)
+
+
 @KINDS
 def test_label_rows_are_rows_of_all_logits(fused: Any, make_inputs: Any, kind: str) -> None:
     model = fused(kind)
