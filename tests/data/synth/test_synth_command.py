@@ -83,8 +83,10 @@ def test_what_was_recorded_is_never_asked_again(
     server.delay = 0.15
     words = command(folder, server, out, "--yes", "--concurrency", "2")
     process = subprocess.Popen(
-        [sys.executable, "-m", "oculi", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+        [sys.executable, "-m", "oculi", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # A shell's background job ignores it, and so would all that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
     until(lambda: recorded(out) >= 6, process)
     process.send_signal(number)
     process.communicate(timeout=100)
