@@ -12,9 +12,10 @@ import oculi
 from helpers import HOSTILE, Drawn, Tiny, sample
 from oculi.errors import DataError
 from oculi.eval import evaluate as module
+from oculi.eval.asked import Question, Task
 from oculi.eval.chat import Conversation
 from oculi.eval.evaluate import answer, encode_question, evaluate
-from oculi.eval.tasks import Question, Task, open_task, questions
+from oculi.eval.tasks import open_task, questions
 
 
 @pytest.fixture(scope="module")

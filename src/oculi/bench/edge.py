@@ -23,10 +23,11 @@ from oculi.bench.goals import Goal, table
 from oculi.data.source import pieces
 from oculi.edge import Decoding, Runner, load
 from oculi.edge.measure import Measured, ask, summary
+from oculi.eval.asked import Question
 from oculi.eval.evaluate import answer as answer_torch
 from oculi.eval.evaluate import encode_question
 from oculi.eval.score import exact
-from oculi.eval.tasks import Question, open_task
+from oculi.eval.tasks import open_task
 from oculi.export.onnx.write import export_onnx
 from oculi.model import OculiConfig, OculiForConditionalGeneration, OculiProcessor
 from oculi.training.build import build_processor

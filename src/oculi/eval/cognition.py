@@ -20,8 +20,8 @@ from oculi.cognition.turns import Asked, insert
 from oculi.data.order import random_words
 from oculi.data.sample import ImageSlot, ImageSource, Message, Sample
 from oculi.errors import DataError, shown
+from oculi.eval.asked import Question, Task
 from oculi.eval.score import Scoring, exact
-from oculi.eval.tasks import Question, Task
 from oculi.recipe_problems import first_problem
 from oculi.specs.base import Strict
 from oculi.specs.cognition import CodesSpec, PixelsSpec

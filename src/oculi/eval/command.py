@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from oculi.eval.asked import Task
 from oculi.eval.evaluate import evaluate
 from oculi.eval.score import EXACT, Scoring
-from oculi.eval.tasks import Task
 from oculi.model import OculiForConditionalGeneration, OculiProcessor
 
 

@@ -14,8 +14,9 @@ from transformers import GenerationConfig
 
 from oculi.data.source import pieces, sizes
 from oculi.errors import DataError
+from oculi.eval.asked import Question, Task
 from oculi.eval.score import Scoring, majority, mean_interval, wilson
-from oculi.eval.tasks import Question, Task, without_images
+from oculi.eval.tasks import without_images
 from oculi.model import OculiForConditionalGeneration, OculiProcessor
 from oculi.model.processing_oculi import Encoded
 

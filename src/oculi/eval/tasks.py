@@ -3,53 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from oculi.data.kinds import is_prepared
-from oculi.data.sample import ImageSource, Message, Sample
+from oculi.data.sample import Message, Sample
 from oculi.data.source import PlayroomRows, open_source
 from oculi.errors import DataError, nearest
 from oculi.eval import mme
-from oculi.eval.score import EXACT, Scoring
+from oculi.eval.asked import Question, Task
+from oculi.eval.cognition import KINDS, open_cognition
 from oculi.recipe import FileSource, PlayroomSource
 
 PLAYROOM_QUESTIONS = 2000
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question of a conversation, with the true history before it.
-
-    Attributes:
-        id: the sample's. turn: number of the answer in it, from 1. group: for scores by kind.
-        messages: up to and including the question. images: of the conversation so far.
-        text: the question. answer: the true answer.
-    """
-
-    id: str
-    turn: int
-    group: str
-    messages: tuple[Message, ...]
-    images: tuple[ImageSource, ...]
-    text: str
-    answer: str
-
-
-@dataclass(frozen=True)
-class Task:
-    """A name and its questions.
-
-    Attributes:
-        load: makes the first ``limit``, or all.
-        scoring: how answers are judged.
-    """
-
-    name: str
-    load: Callable[[int | None], list[Question]]
-    scoring: Scoring = EXACT
 
 
 def open_task(name: str, image_root: str | None = None) -> Task:
@@ -67,9 +34,7 @@ def open_task(name: str, image_root: str | None = None) -> Task:
     """
     path = Path(name)
     is_data = path.is_file() or is_prepared(path)
-    if not is_data and name.partition(":")[0] in ("pixels", "codes"):
-        from oculi.eval.cognition import open_cognition
-
+    if not is_data and name.partition(":")[0] in KINDS:
         return open_cognition(name, lambda inner: open_task(inner, image_root))
     if name.startswith("playroom") and not is_data:
         return _playroom(name)

@@ -15,9 +15,10 @@ from oculi.data.loader import Steps
 from oculi.data.order import stage_seed
 from oculi.data.source import open_sources
 from oculi.errors import CheckpointError, DataError
+from oculi.eval.asked import Task
 from oculi.eval.evaluate import evaluate
 from oculi.eval.report import write_report
-from oculi.eval.tasks import Task, open_task
+from oculi.eval.tasks import open_task
 from oculi.export.hf import export
 from oculi.export.load import load_exported
 from oculi.export.merge import fold
