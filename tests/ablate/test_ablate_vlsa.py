@@ -9,12 +9,8 @@ import pytest
 from oculi.ablate import engine, vlsa
 from oculi.ablate.runs import _EXTRAS
 from oculi.ablate.spec import Ablation, Contrast
-from oculi.recipes import BUILTIN
 
 BOTH = pytest.mark.parametrize("ablation", [vlsa.table3, vlsa.ratio], ids=lambda found: found.name)
-NEEDS_THE_RECIPE = pytest.mark.skipif(
-    "vlsa_tiny" not in BUILTIN, reason="the recipe vlsa_tiny, which rows override, is not there"
-)
 
 
 @BOTH
@@ -58,7 +54,6 @@ def test_the_papers_differences_are_those_of_its_rows() -> None:
         assert found == pytest.approx(differences, abs=0.01)
 
 
-@NEEDS_THE_RECIPE
 @BOTH
 def test_rows_resolve_and_see_the_same_data(ablation: Ablation) -> None:
     for quick in (False, True):
@@ -70,7 +65,6 @@ def test_rows_resolve_and_see_the_same_data(ablation: Ablation) -> None:
         assert all(stage.log_every == 1 for stage in recipe.stages)
 
 
-@NEEDS_THE_RECIPE
 def test_tokens_of_a_picture_are_what_the_rows_say() -> None:
     recipes = engine.recipes_of(vlsa.table3, quick=False)
     found: dict[str, dict[str, float]] = {}
@@ -82,7 +76,6 @@ def test_tokens_of_a_picture_are_what_the_rows_say() -> None:
     assert found["low"]["macs_168"] < found["low+ab"]["macs_168"] < found["any"]["macs_168"]
 
 
-@NEEDS_THE_RECIPE
 def test_ratios_and_schedules_are_weights_of_stages() -> None:
     recipes = engine.recipes_of(vlsa.ratio, quick=False)
     found = {

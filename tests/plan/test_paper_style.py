@@ -24,7 +24,6 @@ from oculi.plan.paper_peers import count_peer
 from oculi.plan.paper_report import paper_plan
 from oculi.plan.paper_style import RULES, PaperCount, counting, every_token
 from oculi.recipe import Recipe, validate
-from oculi.recipes import BUILTIN
 from oculi.recipes.papers import PAPER_TABLES, PaperTable, Peer, Published, Variant
 from oculi.training.build import build_model, build_processor
 
@@ -368,7 +367,6 @@ def test_a_model_that_can_see_is_no_llm() -> None:
 # The recipe of the paper
 
 
-@pytest.mark.skipif("aurora" not in BUILTIN, reason="the recipe is not here")
 def test_aurora() -> None:
     rows = json.loads(asked("aurora", "--style", "paper", "--json"))["paper_table"]
     table = PAPER_TABLES["aurora"]

@@ -40,7 +40,7 @@ def trained(
     missing = {"compress.*"} if isinstance(compress, MaxPoolSpec) else set()
     missing |= {"fusion.*"} if fusion is None else set()
     stages = []
-    for stage, steps in zip(recipe.stages, STEPS, strict=False):
+    for stage, steps in zip(recipe.stages[: len(STEPS)], STEPS, strict=True):
         update = {
             "steps": steps, "log_every": 1, "checkpoint_every": 400,
             "trainable": {k: v for k, v in stage.trainable.items() if k not in missing},

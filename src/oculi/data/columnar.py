@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
+from abc import abstractmethod
 from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -134,21 +135,21 @@ class Columnar(Container):
             start += block.num_rows
         raise RowError("the row is gone")
 
+    @abstractmethod
     def _reader(self) -> Any:
         """Open the file; raises RowError when it is none of its kind."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _names(self, reader: Any) -> list[str]:
         """Names of all columns; raises RowError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _groups(self, reader: Any) -> Iterable[Group]:
         """Every group in order; raises RowError at once, or not at all."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _blocks(self, reader: Any, group: int) -> Iterator[Block]:
         """The validated blocks of a group; raises RowError at damage."""
-        raise NotImplementedError
 
 
 def guard(step: Any, reason: str = DAMAGED) -> Any:

@@ -7,6 +7,7 @@ the row to people: 16 bytes in all, so that tens of millions of rows can be held
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,13 +59,13 @@ class Container:
         self._fd: int | None = None
         self._state = self._status()
 
+    @abstractmethod
     def rows(self) -> Iterator[Found]:
         """Yield every row in order. `done` follows, up to `size`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, ref: RowRef) -> Row:
         """Return one row again; raises RowError when it has become unreadable."""
-        raise NotImplementedError
 
     def also_read(self, keys: Collection[str]) -> None:
         """Give these keys of a row too; a container may leave out what no form of row uses."""

@@ -78,8 +78,8 @@ def _about(reader: Reader, asked: Sequence[Question], limit: int | None) -> list
 def _question(reader: Reader, index: int, id: str, image: ImageSource) -> Question:
     """One question about one picture, in a conversation of its own."""
     dice = random_words(_SEED, 3 * index, 3)
-    down, across = (int(word) * n >> 64 for word, n in zip(dice, reader.places, strict=False))
-    wording = int(dice[2]) * reader.wordings >> 64
+    ranges = (*reader.places, reader.wordings)
+    down, across, wording = (int(word) * n >> 64 for word, n in zip(dice, ranges, strict=True))
     asked = Asked(reader, 0, (down, across), 0, wording)
     answer = reader.form.write(reader.values(image.load(), asked.place))
     shell = Sample(id, (Message("user", (ImageSlot(0),)), Message("assistant", ("",))), (image,))

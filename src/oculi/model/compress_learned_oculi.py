@@ -20,6 +20,7 @@ Shapes: P patches of all images, N images, L places of one (``patches``), K toke
 width, k the side of a window.
 """
 
+from abc import abstractmethod
 from math import isqrt
 from typing import Any, TypeVar
 
@@ -119,9 +120,9 @@ class _Learned(nn.Module):
 
     filled = 0.0  # what stands in places without a patch
 
+    @abstractmethod
     def compressed(self, filled_NLD: Tensor) -> Tensor:
         """[N, L, D] to [N, K, D]."""
-        raise NotImplementedError
 
     def _square(self, filled_NLD: Tensor) -> Tensor:
         side = isqrt(self.patches)
