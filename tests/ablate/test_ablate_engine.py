@@ -265,6 +265,26 @@ def test_runs_are_shared_if_their_recipes_are_the_same(
         world.ablate(changed_row(ablation), tmp_path / "three", runs=taken)
 
 
+def test_a_run_is_shared_under_another_name(
+    world: World, ablation: Ablation, tmp_path: Path
+) -> None:
+    world.ablate(ablation, tmp_path / "one")
+    taken = tmp_path / "one" / "runs"
+    # The baseline by another name, and a row that was not there: of two rows one is new.
+    rows = (
+        Row("base", (), ("no",), {}), Row("best", ("stages.0.lr=5e-4",), ("yes",), {}),
+    )  # fmt: skip
+    claims = (Claim("best", "", difference("best", "base", "loss"), "below", 0.1),)
+    other = replace(ablation, rows=rows, claims=claims, levels=None, columns=("loss",))
+    world.trained.clear()
+    world.loss = lambda row, seed: 0.25
+    report = world.ablate(other, tmp_path / "two", runs=taken)
+    assert world.trained == [("best-seed0", False), ("best-seed1", False)]
+    assert "run 1 of 4: base-seed0, which is plain-seed0" in world.said
+    (judged,) = report.judged()
+    assert judged.interval is not None and judged.interval.effect == pytest.approx(-0.75)
+
+
 def test_levels_compare_the_runs_of_one_seed(
     world: World, ablation: Ablation, tmp_path: Path
 ) -> None:

@@ -19,7 +19,7 @@ from oculi import durable
 from oculi.ablate.judge import QUICK
 from oculi.ablate.metrics import relative_steps, shown_value
 from oculi.ablate.report import Report
-from oculi.ablate.runs import Measured, finish, measure
+from oculi.ablate.runs import Measured, finish, folder_of, measure
 from oculi.ablate.spec import ORDER, Ablation, Row
 from oculi.errors import AblationError, RecipeError
 from oculi.recipe import Recipe, override, validate
@@ -47,7 +47,7 @@ def run_ablation(
         seeds: number of seeds, from 0; at least the ablation's least.
         out: its folder; must be new, unless ``resume``.
         runs: where the runs are; None: ``out/runs``. Finished ones of the same recipe are taken as they
-            are, so that ablations of the same rows can share them.
+            are, whatever their rows are called, so that ablations can share them.
         quick: a few steps each, to see that it works: no result.
         resume: go on with what is in ``out``; its claims must be the same.
         say: told in lines what is going on; first of all, the claims.
@@ -72,8 +72,10 @@ def run_ablation(
         trained = 0
         for number, (seed, row) in enumerate(work, 1):
             recipe = _seeded(recipes[row], seed)
-            run = (runs or out / "runs") / f"{row}-seed{seed}"
-            say(f"run {number} of {len(work)}: {run.name}")
+            name = f"{row}-seed{seed}"
+            run = folder_of(recipe, runs or out / "runs", name)
+            same = f", which is {run.name}" if run.name != name else ""
+            say(f"run {number} of {len(work)}: {name}{same}")
             trained += finish(recipe, run)
             results[row, seed] = found = measure(
                 recipe, run, ablation.extras, quick, ablation.tasks

@@ -50,6 +50,21 @@ class Measured:
     ended: str
 
 
+def folder_of(recipe: Recipe, runs: Path, name: str) -> Path:
+    """Where a run is or will be: ``runs/name``, unless another finished run there has its recipe.
+
+    Ablations that share a folder of runs have rows in common under other names, as the baseline.
+    """
+    own = runs / name
+    if own.exists():
+        return own
+    for mark in sorted(runs.glob(f"*/{SIDE}/ended.json")):
+        other = mark.parent.parent
+        if load_recipe(other / "recipe.yaml") == recipe:
+            return other
+    return own
+
+
 def finish(recipe: Recipe, run: Path) -> bool:
     """Train a run to its end unless that is done; returns whether anything was left to do.
 
