@@ -55,6 +55,20 @@ def test_files_and_playroom_together(tmp_path: Path) -> None:
     assert [rows[i].id for i in range(5)] == names
 
 
+def test_several_questions_about_one_picture() -> None:
+    one, several = (
+        PlayroomRows(PlayroomSource(level=2, samples=20, questions=n)) for n in (1, 4)
+    )  # fmt: skip
+    for index in range(20):
+        first, sample = one[index], several[index]
+        assert sample.messages[:2] == first.messages and sample.images == first.images
+        assert 4 <= len(sample.messages) <= 8
+        assert [message.role for message in sample.messages[2:4]] == ["user", "assistant"]
+        assert all(isinstance(part, str) for m in sample.messages[1:] for part in m.content)
+    chosen = PlayroomRows(PlayroomSource(level=2, samples=9, questions=3, kinds=("count",)))
+    assert all(len(chosen[index].messages) == 2 for index in range(9))  # no other kind is left
+
+
 def test_playroom_rows_of_some_kinds() -> None:
     chosen = ("existence", "shape")
     rows = PlayroomRows(PlayroomSource(level=1, samples=60, kinds=chosen))

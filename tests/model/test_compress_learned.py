@@ -61,6 +61,25 @@ def test_places_without_a_patch_say_nothing(kind: str) -> None:
     torch.testing.assert_close(found, torch.cat(wanted), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
+def test_a_token_begins_as_the_mean_of_its_window(kind: str) -> None:
+    module = made(kind)
+    module.init_weights()
+    tokens, grids = drawn([(4, 4)])
+    square = tokens.mT.unflatten(1, (4, 4))
+    wanted = F.avg_pool2d(square, 2).flatten(1).mT
+    torch.testing.assert_close(module(tokens, grids)[0], wanted)
+
+
+def test_without_a_square_windows_follow_one_another() -> None:
+    module = made("mlp", patches=10, tokens=3)
+    module.init_weights()
+    tokens = torch.randn(10, WIDTH)
+    parts = [tokens[:4], tokens[4:7], tokens[7:]]
+    wanted = torch.stack([part.mean(0) for part in parts])
+    torch.testing.assert_close(module(tokens, torch.tensor([[2, 5]]))[0], wanted)
+
+
 @KINDS
 def test_as_many_tokens_for_every_picture(kind: str) -> None:
     module, (tokens, grids) = made(kind), drawn(GRIDS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -12,10 +13,10 @@ from hypothesis import strategies as st
 
 from oculi.errors import DataError
 from oculi.testbed import checkpoint, language, level3, playroom
-from oculi.testbed.interview import interview
+from oculi.testbed.interview import interview, more
 from oculi.testbed.questions import Question
 from oculi.testbed.scene import Scene
-from oculi.testbed.vocabulary import COLOURS, PLACES, SHAPES, SIZES, Dice
+from oculi.testbed.vocabulary import COLOURS, HELD_OUT_PAIRS, PLACES, SHAPES, SIZES, Dice
 from oculi.testbed.words import WORDS
 
 N = 3000
@@ -119,6 +120,13 @@ def true_of_chart(question: Question, text: str, scene: Scene) -> bool:
     return answer == (max if large else min)(among, key=chart.value)
 
 
+def judge(scene: Scene, question: Question) -> Callable[[Question, str, Scene], bool]:
+    """Who knows whether an answer is true."""
+    if scene.chart is not None:
+        return true_of_chart
+    return true_of_words if question.kind in level3.KINDS else true_of_objects
+
+
 @pytest.mark.parametrize("level", language.LEVELS)
 def test_interviews_ask_different_kinds_and_answer_truly(level: int) -> None:
     for index in range(200):
@@ -127,12 +135,21 @@ def test_interviews_ask_different_kinds_and_answer_truly(level: int) -> None:
         assert 2 <= len(asked) <= 4
         assert len({question.kind for question in asked}) == len(asked)
         for question in asked:
-            judge = true_of_objects
-            if scene.chart is not None:
-                judge = true_of_chart
-            elif question.kind in level3.KINDS:
-                judge = true_of_words
-            assert judge(question, question.text.split("\n")[0], scene), question
+            assert judge(scene, question)(question, question.text.split("\n")[0], scene), question
+
+
+@pytest.mark.parametrize("level", playroom.LEVELS)
+def test_more_is_asked_of_a_picture_truly_and_of_other_kinds(level: int) -> None:
+    for index in range(60):
+        item = playroom.item(level, "train", index)
+        asked = more(item, 4)
+        assert asked == more(item, 4) and 1 <= len(asked) <= 4
+        kinds = [question.kind for question in (item.question, *asked)]
+        assert len(set(kinds)) == len(kinds)
+        for question in asked:
+            assert judge(item.scene, question)(question, question.text.split("\n")[0], item.scene)
+            for colour, shape in HELD_OUT_PAIRS:
+                assert f"{colour} {shape}" not in question.text
 
 
 def test_dialogues_tell_the_scene_once() -> None:

@@ -23,6 +23,7 @@ MAX_PLACES = 2**62  # the order of training counts in 64 bits
 
 if TYPE_CHECKING:
     from oculi.testbed.playroom import Item
+    from oculi.testbed.questions import Question
 
 
 class Source(Protocol):
@@ -70,12 +71,19 @@ class PlayroomRows(_Drawn):
 
     def _made(self, index: int) -> Sample:
         item = self.item(index)
-        messages = (
-            Message("user", (ImageSlot(0), "\n" + item.question.text)),
-            Message("assistant", (item.question.answer,)),
-        )
+        messages: list[Message] = []
+        for question in self._questions(item):
+            text = (question.text,) if messages else (ImageSlot(0), "\n" + question.text)
+            messages += [Message("user", text), Message("assistant", (question.answer,))]
         name = f"playroom-{self.spec.level}-{self.spec.split}-{item.picture.index}"
-        return Sample(name, messages, (item.picture,), source=name)
+        return Sample(name, tuple(messages), (item.picture,), source=name)
+
+    def _questions(self, item: Item) -> list[Question]:
+        if self.spec.questions == 1:
+            return [item.question]
+        from oculi.testbed.interview import more
+
+        return [item.question, *more(item, self.spec.questions - 1, self.spec.kinds)]
 
     def item(self, index: int) -> Item:
         """Scene, picture and question number ``index`` of those of the kinds asked for."""

@@ -22,7 +22,7 @@ width, k the side of a window.
 
 from abc import abstractmethod
 from math import isqrt
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -83,11 +83,26 @@ class _Learned(nn.Module):
         return self.count(image_grids[:, 0], image_grids[:, 1], self.patches, self.tokens)
 
     def init_weights(self) -> None:
-        """Normal with the deviation that keeps the scale of tokens; biases zero."""
-        for module in self.children():
-            weight: Any = module.weight
-            nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
-            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        """Every token begins as the mean of its window, so that what lies together stays together.
+
+        Drawn at random, each begins as a mixture of the whole picture (docs/log.md). Nothing to do for
+        what has no weights.
+        """
+
+    def windows(self, device: torch.device) -> Tensor:
+        """[K, L]: the share of each place in the mean that a token begins as.
+
+        Windows of the square where the numbers go together, else places that follow one another.
+        """
+        side, part = isqrt(self.patches), isqrt(self.tokens)
+        place = torch.arange(self.patches, device=device)
+        if side * side == self.patches and part * part == self.tokens and side % part == 0:
+            window = side // part
+            owner = place // side // window * part + place % side // window
+        else:
+            owner = place * self.tokens // self.patches
+        mine_KL = owner == torch.arange(self.tokens, device=device)[:, None]
+        return mine_KL / mine_KL.sum(1, keepdim=True)
 
     def forward(self, tokens_PD: Tensor, image_grids: Tensor) -> tuple[Tensor, None]:
         """Compress each image by itself.
@@ -138,6 +153,11 @@ class MlpCompressor(_Learned):
         super().__init__(hidden_size, patches, tokens)
         self.mix = nn.Linear(patches, tokens)
 
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        self.mix.weight.copy_(self.windows(self.mix.weight.device))
+        nn.init.zeros_(self.mix.bias)
+
     def compressed(self, filled_NLD: Tensor) -> Tensor:
         mixed: Tensor = self.mix(filled_NLD.mT)
         return mixed.mT
@@ -152,6 +172,13 @@ class ConvCompressor(_Learned):
         super().__init__(hidden_size, patches, tokens)
         window = isqrt(patches) // isqrt(tokens)
         self.conv = nn.Conv2d(hidden_size, hidden_size, window, stride=window)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        kernel = self.conv.weight
+        same_DD11 = torch.eye(self.hidden_size, device=kernel.device)[..., None, None]
+        kernel.copy_((same_DD11 / kernel[0, 0].numel()).expand_as(kernel))
+        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
 
     def compressed(self, filled_NLD: Tensor) -> Tensor:
         folded: Tensor = self.conv(self._square(filled_NLD))

@@ -38,6 +38,10 @@ class PlayroomSource(Strict):
     split: Literal["train", "test", "pairs"] = "train"
     size: tuple[Count, Count] | None = None
     kinds: tuple[str, ...] = Field((), description="of question, as existence; empty: all")
+    questions: Count = Field(
+        1,
+        description="most about one picture, one conversation: of other kinds, for training alone",
+    )
     weight: Weight = Field(1.0, description="as of a file")
     limit: Count | None = Field(None, description="as of a file")
     tag: str | None = Field(None, description="as of a file; drawn samples have none")

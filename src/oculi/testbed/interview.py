@@ -1,6 +1,6 @@
-"""Several questions about one scene that is told in words: more reading per word of text.
+"""Several questions about one scene, told in words or drawn: more practice per scene.
 
-Only the LLM's pre-training uses it. The answers follow from a scene that was not made for the
+For training alone. The answers follow from a scene that was not made for the
 questions, so they are not as even as Playroom's own; that matters for scores, not for practice.
 """
 
@@ -12,11 +12,13 @@ from collections.abc import Callable, Sequence
 from oculi.testbed import level1, level2, level3, level4, level5, playroom
 from oculi.testbed.questions import VALUES, Question, changed
 from oculi.testbed.scene import Object, Plan, Scene, Text
-from oculi.testbed.vocabulary import PAIRS, PLACES, Dice
+from oculi.testbed.vocabulary import PLACES, Dice, Pair, allowed_pairs, dice
+
+_STREAM = 4  # of dice; Playroom's own are 0 to 3
 
 
-def _existence(scene: Scene, roll: Dice) -> Plan:
-    """Ask for a pair that is there, or nearly is, or is another altogether.
+def _existence(scene: Scene, roll: Dice, pairs: Sequence[Pair]) -> Plan:
+    """Ask for a pair that is there, or nearly is, or is another altogether of `pairs`.
 
     Playroom itself never asks the last; for a beginner it is the way in.
     """
@@ -25,7 +27,7 @@ def _existence(scene: Scene, roll: Dice) -> Plan:
         return Plan("existence", scene.objects, "yes", pair=subject.pair)
     seen = {item.pair for item in scene.objects}
     while True:
-        pair = changed(subject, roll, ("colour", "shape"), PAIRS).pair if near else roll.pick(PAIRS)
+        pair = changed(subject, roll, ("colour", "shape"), pairs).pair if near else roll.pick(pairs)
         if pair not in seen:
             return Plan("existence", scene.objects, "no", pair=pair)
 
@@ -125,14 +127,16 @@ def _charted(kind: str, scene: Scene, roll: Dice) -> Plan:
 
 
 _OBJECTS: dict[str, Callable[[Scene, Dice], Plan | None]] = {
-    "existence": _existence, "description": _description, "attribute": _attribute,
-    "count": _count, "relation": _relation, "comparison": _comparison,
+    "description": _description, "attribute": _attribute, "count": _count,
+    "relation": _relation, "comparison": _comparison,
 }  # fmt: skip
 _ASK = {1: level1.ask, 2: level2.ask, 3: level3.ask, 4: level4.ask, 5: level5.ask}
 
 
-def _plan(kind: str, scene: Scene, roll: Dice) -> Plan | None:
+def _plan(kind: str, scene: Scene, split: str, roll: Dice) -> Plan | None:
     """Return a plan of this kind that fits the scene, or None if there is none."""
+    if kind == "existence":
+        return _existence(scene, roll, allowed_pairs(split))
     if scene.chart is not None:
         return _charted(kind, scene, roll)
     if kind in level3.KINDS:
@@ -143,16 +147,33 @@ def _plan(kind: str, scene: Scene, roll: Dice) -> Plan | None:
 
 
 def interview(
-    scene: Scene, n: int, roll: Dice, choices: int = 1, kinds: Sequence[str] = ()
+    scene: Scene,
+    n: int,
+    roll: Dice,
+    choices: int = 1,
+    kinds: Sequence[str] = (),
+    split: str = "text",
 ) -> list[Question]:
     """Return up to `n` questions of different kinds about `scene`, at least one.
 
-    Of three, `choices` are multiple choice. With `kinds`, a kind is asked as often as it occurs
-    there; of these every one may be impossible.
+    Of three, `choices` are multiple choice; only pairs of `split` are named. With `kinds`, a kind is
+    asked as often as it occurs there; of these every one may be impossible.
     """
     asked: list[Question] = []
     for kind in roll.shuffled(kinds or playroom.kinds(scene.level)):
-        plan = _plan(kind, scene, roll)
+        plan = _plan(kind, scene, split, roll)
         if plan is not None and len(asked) < n:
-            asked.append(_ASK[scene.level](plan, scene, "text", roll.below(3) < choices, roll))
+            asked.append(_ASK[scene.level](plan, scene, split, roll.below(3) < choices, roll))
     return asked
+
+
+def more(item: playroom.Item, n: int, kinds: Sequence[str] = ()) -> list[Question]:
+    """Return up to `n` questions about the picture of `item`, of other kinds than its own.
+
+    They are a function of the item; with `kinds`, of these alone. There may be none.
+    """
+    picture = item.picture
+    known = playroom.kinds(picture.level, picture.split)
+    others = [kind for kind in kinds or known if kind != item.question.kind]
+    roll = dice(picture.level, picture.split, picture.index, _STREAM)
+    return interview(item.scene, n, roll, kinds=others, split=picture.split) if others else []
