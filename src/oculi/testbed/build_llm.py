@@ -34,6 +34,7 @@ from oculi.testbed.vocabulary import Dice
 PLAN = Plan(steps=4800, batch=4096, muon_lr=0.02, adam_lr=5e-3, warmup=40, save_every=400)
 AGAIN = Plan(steps=3000, batch=4096, muon_lr=0.01, adam_lr=2e-3, warmup=20, seed=1, save_every=400)
 THIRD = Plan(steps=2200, batch=4096, muon_lr=0.01, adam_lr=2e-3, warmup=20, seed=2, save_every=400)
+FOURTH = replace(THIRD, seed=3)
 QUICK = Plan(steps=3, batch=1024, muon_lr=0.02, adam_lr=1.5e-3, warmup=1, report_every=1)
 
 CONTEXT = 0.1  # weight of a token that is not part of a reply
@@ -44,6 +45,7 @@ Texts = Callable[[str, int], list[language.Turn]]
 LESSONS: tuple[tuple[int, Texts], ...] = ((350, language.copying), (550, language.primer))
 LESSONS_AGAIN = ((350, language.lookup), (600, language.lookups))
 LESSONS_THIRD = ((200, language.chosen), (1200, language.choosing))
+LESSONS_FOURTH = ((150, language.chosen), (1200, language.choosing))
 SYSTEM = "You are a helpful assistant."
 Tokens = tuple[list[int], list[float]]  # ids, and what each counts in the loss (0: no reply)
 
@@ -204,7 +206,9 @@ def train(
 
 def build(folder: Path, quick: bool, log: Path | None = None, plan: Plan = PLAN) -> dict[str, Any]:
     """Train tokenizer and LLM, write them to `folder`, return what the manifest says about it."""
-    rounds = [(plan, LESSONS), (AGAIN, LESSONS_AGAIN), (THIRD, LESSONS_THIRD)]
+    rounds = [
+        (plan, LESSONS), (AGAIN, LESSONS_AGAIN), (THIRD, LESSONS_THIRD), (FOURTH, LESSONS_FOURTH),
+    ]  # fmt: skip
     if quick:
         rounds = [(replace(QUICK, seed=plan.seed), lessons) for _, lessons in rounds]
     setup(plan.seed)
