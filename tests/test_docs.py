@@ -49,12 +49,24 @@ SMALL_AURORA = [  # with a tower that sees 6 x 6 patches of 14 pixels
     *SMALL_TINY,
     "stages.2.workers=0",
 ]
+SMALL_RECONSTRUCT = [
+    *SMALL_AURORA,
+    *[f"stages.{n}.objectives.1.denoiser=testbed:sd3" for n in range(3)],
+    *[f"stages.{n}.objectives.1.vae=testbed:vae" for n in range(3)],
+    *[f"stages.{n}.objectives.1.size=96" for n in range(3)],
+]
+SMALL_VIDEO = [
+    *SMALL_AURORA,
+    *["stages.3.steps=2", "stages.3.batch=4", "stages.3.workers=0", "stages.3.length=640"],
+]
 SMALL_VORA = [*SMALL_PAPER, "model.lora.rank=4", "model.lora.blocks=5"]
 SMALL = {  # of recipes at the size of a paper, or of three stages
     "vora_see_tiny": SMALL_TINY,
     "aurora_tiny": SMALL_TINY,
     "aurora": SMALL_AURORA,
     "aurora_16": SMALL_AURORA,
+    "aurora_reconstruct": SMALL_RECONSTRUCT,
+    "aurora_video": SMALL_VIDEO,
     "vora": SMALL_VORA,
     "vora_8m": SMALL_VORA,
     "vora_anyres": SMALL_VORA,

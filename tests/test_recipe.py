@@ -377,6 +377,15 @@ def test_flags_replace_what_they_name(tmp_path: Path) -> None:
         apply_flags(recipe, data=[tmp_path / "none.json"])
 
 
+def test_a_flag_names_the_codebook_of_every_stage_that_asks_for_codes() -> None:
+    changed = apply_flags(BUILTIN["vlsa"](), vq="V")
+    codes = [stage.cognition and stage.cognition.codes for stage in changed.stages]
+    assert codes[:2] == [None, None] and codes[2] is not None and codes[2].vq == "V"
+    with pytest.raises(RecipeError, match="--vq: llava asks for no codebook indices") as caught:
+        apply_flags(BUILTIN["llava"](), vq="V")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_start_that_is_not_the_teacher_stays() -> None:
     recipe = override(BUILTIN["vora_tiny"](), ["model.vision.init_from=elsewhere"])
     assert apply_flags(recipe, teacher="T").model.vision.init_from == "elsewhere"

@@ -57,6 +57,7 @@ def train(
     teacher: Annotated[
         str | None, typer.Option(help="folder or id of the ViT, to distil from or to see with")
     ] = None,
+    vq: Annotated[str | None, typer.Option(help="folder or id of the VQ model of codes")] = None,
     data: Annotated[
         list[Path] | None,
         typer.Option(help="data file or prepared folder for every stage; repeatable"),
@@ -68,7 +69,7 @@ def train(
     from oculi.recipes import find_recipe
     from oculi.recipes.flags import apply_flags
 
-    chosen = apply_flags(find_recipe(recipe), llm=llm, teacher=teacher, data=data, seed=seed)
+    chosen = apply_flags(find_recipe(recipe), llm=llm, teacher=teacher, vq=vq, data=data, seed=seed)
     chosen = override(chosen, overrides or [])
     _quiet_libraries()
     from oculi.training.run import train as run
@@ -88,8 +89,7 @@ def recipes(
     if name:
         print(find_recipe(name).to_yaml(), end="")
         return
-    for key, build in BUILTIN.items():
-        print(f"{key:12} {build().summary}")
+    print("\n".join(f"{key:24} {build().summary}" for key, build in BUILTIN.items()))
 
 
 @app.command(epilog="Example: oculi plan vora model.lora.rank=512 --gpu h200 --gpus 8")

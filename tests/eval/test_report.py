@@ -400,6 +400,44 @@ def test_many_of_everything_is_bounded(run: Path, monkeypatch: pytest.MonkeyPatc
     assert page.source.count("<li>") <= report.MAX_NOTES + 1
 
 
+def restored(run: Path) -> dict[str, Any]:
+    """As ``oculi reconstruct`` writes it."""
+    folder = run / "restored"
+    folder.mkdir()
+    Image.new("RGB", (400, 300), "blue").save(folder / "pictures.png")
+    bounds = {"mean": 20.25, "low": 19.5, "high": 21.125, "values": [20.25]}
+    kinds = {"own": bounds, "shuffled": {**bounds, "mean": 12.0}}
+    sides = {
+        "of": {"checkpoint": "a", "tokens": "own"},
+        "minus": {"checkpoint": "b", "tokens": "own"},
+    }
+    found = {
+        "command": "oculi reconstruct a b", "pictures": 64, "checkpoints": {"a": {"PSNR": kinds}},
+        "differences": [{"measure": "SSIM", **sides, **bounds, "mean": 0.125}],
+    }  # fmt: skip
+    (folder / "scores.json").write_text(json.dumps(found))
+    return found
+
+
+def test_restored_pictures_are_shown_where_there_are_any(run: Path) -> None:
+    assert "Restored pictures" not in Page(write_report(run)).text
+    found = restored(run)
+    page = Page(write_report(run))
+    assert page.count("img", "alt", "originals and restorations") == 1
+    for said in ("oculi reconstruct a b", "means over 64 pictures", "a, own", "20.250", "12.000",
+                 "19.500 to 21.125", "a, own - b, own", "0.125", "SSIM"):  # fmt: skip
+        assert said in page.text, said
+    (run / "restored" / "pictures.png").write_bytes(b"no picture")
+    page = Page(write_report(run))
+    assert page.count("img") == 0 and "20.250" in page.text
+    (run / "restored" / "scores.json").write_text(json.dumps({**found, "checkpoints": [HOSTILE]}))
+    assert "a, own - b, own" in Page(write_report(run)).text
+    (run / "restored" / "scores.json").write_text("{}")
+    page = Page(write_report(run))
+    assert "restored has no scores.json that can be read" in page.text
+    assert "Restored pictures" not in page.text
+
+
 def test_large_pictures_become_small_ones(run: Path) -> None:
     folder = evaluation(run, "e", answers(2, 2))
     noise = np.random.default_rng(0).integers(0, 255, (1000, 1500, 3), dtype=np.uint8)
@@ -440,11 +478,14 @@ def test_no_content_of_any_file_stops_the_report(tmp_path: Path, data: st.DataOb
     if not run.exists():
         run.mkdir()
         evaluation(run, "e", answers(3, 1))
+        restored(run)
     log(run, *(mutated(line(step=i)) for i in range(1, 5)))
     recipe = {"name": "n", "summary": "s", "stages": [{"name": "pretrain"}], "evals": []}
     (run / "recipe.yaml").write_text(json.dumps(mutated(recipe)))
     result = json.loads((run / "evals/e/result.json").read_text())
     (run / "evals/e/result.json").write_text(json.dumps({**result, **mutated(result)}))
+    shown = json.loads((run / "restored/scores.json").read_text())
+    (run / "restored/scores.json").write_text(json.dumps({**shown, **mutated(shown)}))
     rows = [mutated(row) for row in answers(3, 1)]
     (run / "evals/e/answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     Page(write_report(run))

@@ -53,12 +53,19 @@ def close(found: Tensor, wanted: Tensor) -> None:
 # ------------------------------------------------------------------------------------ SA-Perceiver
 
 
+def scaled(module: SAPerceiver, states: Tensor) -> Tensor:
+    """N of the equations."""
+    return (
+        states / (states.square().mean(-1, keepdim=True) + 1e-6) ** 0.5 if module.norms else states
+    )
+
+
 def by_hand(module: SAPerceiver, low_lM: Tensor, high_RCM: Tensor) -> tuple[Tensor, Tensor]:
     """Equations 1 and 2, one head and one score after the other."""
     rows, columns, width = high_RCM.shape
     e, side = width // module.heads, math.isqrt(len(low_lM))
     states = torch.cat([low_lM, module.query[None]])
-    query, value = module.w_q(states), module.w_kv(high_RCM)
+    query, value = module.w_q(scaled(module, states)), module.w_kv(scaled(module, high_RCM))
     gathered = torch.zeros_like(states)
     for h in range(module.heads):
         own = slice(h * e, (h + 1) * e)
@@ -76,20 +83,22 @@ def by_hand(module: SAPerceiver, low_lM: Tensor, high_RCM: Tensor) -> tuple[Tens
                         )
                     gathered[token, own] += F.silu(score) * patch
     states = states + module.w_o1(gathered * len(low_lM) / (rows * columns))
-    key, mixed = module.w_k(states), torch.zeros_like(states)
+    read = scaled(module, states)
+    key, mixed = module.w_k(read), torch.zeros_like(states)
     for h in range(module.heads):
         own = slice(h * e, (h + 1) * e)
-        weights = (states[:, own] @ key[:, own].T / e**0.5).softmax(-1)
-        mixed[:, own] = weights @ states[:, own]
+        weights = (read[:, own] @ key[:, own].T / e**0.5).softmax(-1)
+        mixed[:, own] = weights @ read[:, own]
     states = states + module.w_o2(mixed)
     return states[:-1], states[-1]
 
 
+@pytest.mark.parametrize("norms", [True, False])
 @pytest.mark.parametrize("positions", [True, False])
 @torch.no_grad()
-def test_the_equations(positions: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_equations(positions: bool, norms: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(1)
-    module = SAPerceiver(8, 2, positions)
+    module = SAPerceiver(8, 2, positions, norms)
     for parameter in module.parameters():
         parameter.normal_(std=0.5)
     low, high = torch.randn(2, 4, 8), torch.randn(2, 5, 3, 8)
@@ -118,6 +127,25 @@ def test_parts_of_the_sum_have_the_same_gradients(monkeypatch: pytest.MonkeyPatc
     for name, value in gradients[0].items():
         assert value is not None and value.any(), name
         torch.testing.assert_close(gradients[1][name], value, rtol=1e-3, atol=1e-2)
+
+
+@torch.no_grad()
+def test_what_is_gathered_does_not_grow_with_the_states() -> None:
+    """Raw states of a tower may be of any scale; without norms the sum grows with its cube."""
+    updates = {}
+    for norms in (True, False):
+        torch.manual_seed(1)
+        module = SAPerceiver(8, 2, positions=False, norms=norms)
+        for parameter in module.parameters():
+            parameter.normal_(std=0.5)
+        module.w_o2.weight.zero_()  # equation 1 alone
+        low, high = torch.randn(1, 4, 8), torch.randn(1, 5, 3, 8)
+        updates[norms] = [
+            float((module(scale * low, scale * high)[0] - scale * low).abs().mean())
+            for scale in (10.0, 100.0)
+        ]
+    assert updates[True][1] == pytest.approx(updates[True][0], rel=1e-3)
+    assert updates[False][1] > 500 * updates[False][0]
 
 
 def test_it_learns_from_where_it_starts() -> None:

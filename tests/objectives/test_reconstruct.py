@@ -300,6 +300,11 @@ def composed(tiny: Tiny, pipeline: Path, tower: Path, name: str) -> dict[str, An
         changes["stages.0.trainable"] = {"vision.*": None, **extra}
     else:
         changes["stages.0.trainable"] = {"vision.connector.*": None, **extra}
+    if name == "aurora":
+        changes["model.compress"] = {"kind": "mlp", "patches": 16, "tokens": 4}
+        changes["model.fusion"] = {"kind": "combined"}
+        changes["stages.0.trainable"] |= {"compress.*": None, "fusion.*": None, "llm.*": None}
+        changes["stages.1.trainable"] = {"compress.*": None, "fusion.*": None, "llm.*": None}
     return llava_data(tiny, tower, **changes)
 
 
@@ -308,9 +313,10 @@ def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_teacher(tmp_path_factory.mktemp("tower"), "clip")
 
 
-@pytest.mark.parametrize("name", ["vora", "llava", "perceiver"])
+@pytest.mark.parametrize("name", ["vora", "llava", "perceiver", "aurora"])
 def test_it_composes(tiny: Tiny, pipeline: Path, tower: Path, name: str) -> None:
-    """With patch embedding and LoRA, with a tower: the loss falls, all groups have gradients."""
+    """With patch embedding and LoRA, with a tower, compressed and fused: the loss falls, all groups have
+    gradients."""
     data = composed(tiny, pipeline, tower, name)
     data["stages"][0] |= {"steps": 10, "batch": 6, "lr": 3e-3, "schedule": "constant"}
     trainer = Trainer(validate(data, "test"))

@@ -46,32 +46,58 @@ def test_restorations_are_of_ones_own_and_of_the_next(
 
     found = restore(model, processor, probe(pipeline, steps=2), train, test)
     assert asked == list(range(2 * BATCH))
-    assert found.own.shape == found.others.shape == (BATCH + 2, SIZE, SIZE, 3)
-    assert found.own.dtype == np.uint8 and not np.array_equal(found.own, found.others)
+    assert found.own.shape == found.shuffled.shape == (BATCH + 2, SIZE, SIZE, 3)
+    assert found.own.dtype == np.uint8 and not np.array_equal(found.own, found.shuffled)
     again = restore(model, processor, probe(pipeline, steps=2), train, test)
-    assert np.array_equal(found.own, again.own) and np.array_equal(found.others, again.others)
+    assert np.array_equal(found.own, again.own) and np.array_equal(found.shuffled, again.shuffled)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     # The same picture twice in a row: its stranger shows the same, from the same noise.
     twice = [test[0], test[0], test[1]]
     same = restore(model, processor, probe(pipeline), drawn, twice)
-    assert np.array_equal(same.own[0], same.others[0])
-    assert not np.array_equal(same.own[1], same.others[1])
+    assert np.array_equal(same.own[0], same.shuffled[0])
+    assert not np.array_equal(same.own[1], same.shuffled[1])
+
+
+def check_differences(found: dict[str, Any]) -> None:
+    """Each is the mean of what the pictures' scores differ by, within its interval."""
+    sides = [(gap["of"], gap["minus"]) for gap in found["differences"]]
+    first, second = found["checkpoints"]
+    told = [((a["checkpoint"], a["tokens"]), (b["checkpoint"], b["tokens"])) for a, b in sides]
+    assert told[::2] == told[1::2] == [
+        ((first, "own"), (first, "shuffled")),
+        ((second, "own"), (second, "shuffled")),
+        ((first, "own"), (second, "own")),
+    ]  # fmt: skip
+    for gap in found["differences"]:
+        of, minus = (
+            found["checkpoints"][side["checkpoint"]][gap["measure"]][side["tokens"]]["values"]
+            for side in (gap["of"], gap["minus"])
+        )
+        wanted = [a - b for a, b in zip(of, minus, strict=True)]
+        assert gap["mean"] == pytest.approx(np.mean(wanted), abs=2e-4)
+        assert min(wanted) - 2e-4 <= gap["low"] <= gap["mean"] <= gap["high"] <= max(wanted) + 2e-4
 
 
 def test_the_command(tiny: Tiny, finished: Path, pipeline: Path, tmp_path: Path) -> None:
     stages = [str(finished / "stages" / name) for name in ("0-pretrain", "1-finetune")]
     settings = ["--denoiser", str(pipeline), "--vae", str(pipeline), "--size", str(SIZE)]
     settings += ["--steps", "1", "--rank", "4", "--side", "16", "--level", "1"]
-    out = tmp_path / "out"
+    out = tmp_path / "run" / "restored"
+    out.parent.mkdir()
+    (out.parent / "recipe.yaml").write_text((finished / "recipe.yaml").read_text())
     command = ["reconstruct", *stages, "--out", str(out), "--pictures", "3", *settings]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     text = (out / "report.md").read_text()
-    assert f"PSNR: {stages[0]} against {stages[1]}" in text and "| SSIM |" in text
-    scores = json.loads((out / "scores.json").read_text())
-    assert list(scores) == stages and len(scores[stages[0]]["PSNR"]["others"]) == 3
+    assert f"| {stages[0]}, own tokens - {stages[1]}, own tokens | PSNR |" in text
+    assert " --size 16 --rank 4" in text and "| SSIM |" in text
+    found = json.loads((out / "scores.json").read_text())
+    scores = found["checkpoints"]
+    assert list(scores) == stages and len(scores[stages[0]]["PSNR"]["shuffled"]["values"]) == 3
     # Autoencoder and picture are the same whatever the checkpoint.
     assert scores[stages[0]]["PSNR"]["latents"] == scores[stages[1]]["PSNR"]["latents"]
+    check_differences(found)
+    assert "Restored pictures" in (out.parent / "report.html").read_text()
     with Image.open(out / "pictures.png") as sheet:
         assert sheet.size == (3 * (SIZE + 4), 6 * (SIZE + 4))
 

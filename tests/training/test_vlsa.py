@@ -11,6 +11,9 @@ from PIL import Image
 import oculi
 from diffusion import SIZE, save_pipeline
 from helpers import Tiny, exported, llava_data, metrics, save_teacher
+from oculi.cognition.turns import cognition_of
+from oculi.data.index import sample_length
+from oculi.data.source import open_sources
 from oculi.errors import RecipeError
 from oculi.plan import plan
 from oculi.plan.build import meta_model
@@ -178,6 +181,38 @@ def test_stages_are_the_papers() -> None:
         lm, term = stage.objectives
         assert isinstance(term, ReconstructSpec) and (lm.weight, term.weight) == (1, 1)
         assert (term.rank, term.target) == (256, "latent")
+    assert recipe.stages[2].cognition is not None  # instructions, and an LLM that learns
+    assert [stage.cognition for stage in recipe.stages[:2]] == [None, None]
     vision = recipe.model.vision
     assert (vision.kind, vision.tokens, vision.layer) == ("perceiver", "compressed", -2)
     assert recipe.model.image_attention == "causal"
+
+
+def test_what_the_tiny_recipe_asks_is_never_left_out_for_its_length() -> None:
+    """Both questions beside all turns of a conversation: the longest is within the stage's length."""
+    recipe = BUILTIN["vlsa_tiny"]()
+    stage = recipe.stages[2]
+    assert stage.cognition is not None
+    processor = build_processor(recipe.model)
+    asking = cognition_of(stage, 0, processor)
+    assert asking is not None and [reader.name for reader in asking.readers] == ["codes", "pixels"]
+    added = sum(asking.cost(reader)[0] for reader in asking.readers)
+    rows = open_sources(stage.data)
+    longest = max(sample_length(rows[number], processor) for number in range(300))
+    assert longest > 100 and longest + added <= stage.length
+
+
+def test_the_tiny_recipe_trains(tmp_path: Path) -> None:
+    """Every stage as it ships but for its size; the last asks in every draw."""
+    changes = [f"stages.{n}.{key}" for n in range(3) for key in ("steps=1", "batch=6")]
+    changes += ["evals=[]", "stages.2.steps=2"]
+    changes += [f"stages.2.cognition.{kind}.share=1" for kind in ("pixels", "codes")]
+    run = train(override(BUILTIN["vlsa_tiny"](), changes), tmp_path / "run", quiet=True)
+    found = metrics(run)
+    assert [stage for stage, _ in found] == ["align", "read", "finetune", "finetune"]
+    for step in found.values():
+        assert step["bad_samples"] == 0 and step["reconstruct"] > 0
+        assert torch.isfinite(torch.tensor(step["loss"]))
+        assert step["loss"] == pytest.approx(step["lm"] + 0.5 * step["reconstruct"], rel=1e-4)
+    parts = {name.split(".")[0] for name in exported(run, "2-finetune")}
+    assert parts == {"llm", "vision"}

@@ -15,6 +15,7 @@ from typing import Any
 from oculi.ablate.spec import Ablation, Claim, Contrast, Curves, Lines, Row, Term, difference
 from oculi.recipe import Recipe, override
 from oculi.recipes import find_recipe
+from oculi.recipes.vlsa import TINY_COGNITION
 
 SIDE = 168  # pixels
 DETAIL = {"words": 3, "charts": 4, "small": 5}  # tasks that need it, with their level
@@ -29,10 +30,7 @@ RECOVERED = (
 STEPS = (80, 250, 500)
 RATIOS = (0.1, 0.5, 2.0)  # of reconstruction to LM
 _SAMPLES = 200_000
-_COGNITION = {
-    "pixels": {"share": 0.15, "grid": [2, 2], "levels": 10},
-    "codes": {"share": 0.15, "vq": "testbed:vq", "window": [2, 2]},
-}
+_COGNITION = TINY_COGNITION.model_dump(mode="json")
 _READING, _NO_TEXT = (3, 4), (1, 2)  # levels of the second stage: text-rich, and without text
 
 
@@ -44,14 +42,21 @@ def _playroom(levels: Sequence[int]) -> str:
 
 
 def all_levels() -> Recipe:
-    """``vlsa_tiny`` over all levels: align, read text-rich pictures, fine-tune; nothing evaluated."""
+    """``vlsa_tiny`` over all levels: align, read text-rich pictures, fine-tune; nothing evaluated.
+
+    Colours and codes are asked by the rows that say so.
+    """
     often = [f"stages.{n}.log_every=1" for n in range(3)]
     steps = [f"stages.{n}.steps={count}" for n, count in enumerate(STEPS)]
     warmup = [f"stages.{n}.warmup_steps={count // 5}" for n, count in enumerate(STEPS)]
     every = _playroom((*DETAIL.values(), *PLAIN.values()))
     data = [f"stages.{n}.data={every}" for n in (0, 2)]
     data.append(f"stages.1.data={_playroom(_READING)}")
-    changes = [*often, *steps, *warmup, *data, "evals=[]", "keep_last=1", "name=vlsa_ablation"]
+    unasked = [f"stages.{n}.cognition=null" for n in range(3)]  # a row's own, as (c)
+    changes = [
+        *often, *steps, *warmup, *data, *unasked,
+        "evals=[]", "keep_last=1", "name=vlsa_ablation",
+    ]  # fmt: skip
     return override(find_recipe("vlsa_tiny"), changes)
 
 

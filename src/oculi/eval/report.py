@@ -27,7 +27,7 @@ from oculi.data.images import ImageError, image_ref
 from oculi.data.images import load_image as load_picture
 from oculi.errors import DataError
 from oculi.eval.templates import values
-from oculi.eval.templates.contents import Contents, Eval, Part, StageLog
+from oculi.eval.templates.contents import Contents, Eval, Part, Restored, StageLog
 from oculi.eval.templates.page import render
 from oculi.eval.templates.values import Json
 
@@ -42,9 +42,11 @@ MAX_NOTES = 30
 MAX_STAGES = 12
 MAX_PICTURE = 200_000  # bytes in the page
 MAX_PICTURE_SIDE = 256  # pixels in the page
+MAX_SHEET_SIDE = 1024  # of the one with restored pictures
 MAX_PICTURE_PIXELS = 4_000_000  # in the file
 MAX_PIXELS = 16_000_000  # decoded for one report
 _LOSSLESS_SIDE = 128
+RESTORED = "restored"  # folder in a run for what `oculi reconstruct` shows of it
 
 
 def write_report(run: Path) -> Path:
@@ -118,6 +120,7 @@ def _contents(folder: _Folder) -> Contents:
     stages = _stages(folder, rows)
     evals = _evals(folder, [stage.name for stage in stages])
     _expect(folder, recipe, stages, evals)
+    restored = _restored(folder)
     facts = [("Run", folder.path.name), *_times(folder, rows), *_progress(stages)]
     unique = list(dict.fromkeys(folder.notes))
     notes = unique[:MAX_NOTES]
@@ -130,6 +133,7 @@ def _contents(folder: _Folder) -> Contents:
         facts=facts,
         stages=stages,
         evals=evals,
+        restored=restored,
         notes=notes,
     )
 
@@ -335,18 +339,36 @@ def _eval(folder: _Folder, name: str, result: Json) -> Eval:
         groups={
             k: Part(values.score(v), values.share(v.get("majority"))) for k, v in groups.items()
         },
-        shown=[values.answer(row, *_picture(folder, name, row.get("image"))) for row in chosen],
+        shown=[
+            values.answer(row, *_picture(folder, f"evals/{name}", row.get("image")))
+            for row in chosen
+        ],
         failed=[values.answer(row) for row in failed],
         read=len(rows),
     )
 
 
-def _picture(folder: _Folder, name: str, image: object) -> tuple[str | None, str]:
+def _restored(folder: _Folder) -> Restored | None:
+    """What ``oculi reconstruct ... --out RUN/restored`` has written, if it was called."""
+    found = folder.text(f"{RESTORED}/scores.json", MAX_RESULT)
+    if found is None:
+        return None
+    objects = values.objects([found[0]])
+    sheet = _picture(folder, RESTORED, "pictures.png", MAX_SHEET_SIDE)
+    restored = values.restored(objects[0], *sheet) if objects else None
+    if restored is None:
+        folder.notes.append(f"{RESTORED} has no scores.json that can be read.")
+    return restored
+
+
+def _picture(
+    folder: _Folder, name: str, image: object, side: int = MAX_PICTURE_SIDE
+) -> tuple[str | None, str]:
     """A small copy as a data URI, or None and why: never the file's own bytes."""
     if not isinstance(image, str) or not image:
         return None, ""
     try:
-        ref = image_ref(str(Path("evals", name) / image), folder.path)
+        ref = image_ref(str(Path(name) / image), folder.path)
         width, height = ref.size()
         if width * height > MAX_PICTURE_PIXELS:
             return None, "its picture has too many pixels to be shown here"
@@ -356,7 +378,7 @@ def _picture(folder: _Folder, name: str, image: object) -> tuple[str | None, str
         picture = load_picture(ref, MAX_PICTURE_PIXELS)
     except ImageError as error:
         return None, str(error)
-    picture.thumbnail((MAX_PICTURE_SIDE, MAX_PICTURE_SIDE), Image.Resampling.BOX)
+    picture.thumbnail((side, side), Image.Resampling.BOX)
     small, kind = io.BytesIO(), "png" if max(picture.size) <= _LOSSLESS_SIDE else "jpeg"
     picture.save(small, kind, quality=85)
     if small.tell() > MAX_PICTURE:

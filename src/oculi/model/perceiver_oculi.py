@@ -30,6 +30,7 @@ TOKENS = ("compressed", "all", "snapshot")
 KEYS = (
     2304  # patches that are gathered at once: scores of all would take gigabytes for twelve tiles
 )
+NORM_EPS = 1e-6
 
 
 class Perceiver(VisionTower):
@@ -48,6 +49,7 @@ class Perceiver(VisionTower):
         tiles_at_once: tiles that go through the tower together.
         heads: of both attentions; must divide M.
         positions: whether where a patch lies decides what gathers it (``SAPerceiver``).
+        norms: whether attention reads states at one scale (``SAPerceiver``).
 
     Raises:
         ValueError: a setting is out of range or does not fit the tower.
@@ -66,6 +68,7 @@ class Perceiver(VisionTower):
         tiles_at_once: int = 16,
         heads: int = 1,
         positions: bool = True,
+        norms: bool = True,
     ) -> None:
         super().__init__(hidden_size, tower, patch_size, layer, image_mean, image_std)
         if tokens not in TOKENS:
@@ -80,7 +83,7 @@ class Perceiver(VisionTower):
         self.side = tile_side(self.reader.model.config)
         self.vision_tokens = vision_tokens(self.side, tokens, max_tiles)
         if tokens == "compressed":
-            self.perceiver = SAPerceiver(self.reader.width, heads, positions)
+            self.perceiver = SAPerceiver(self.reader.width, heads, positions, norms)
         if tokens == "all":
             self.newline = nn.Parameter(torch.empty(hidden_size))
 
@@ -199,11 +202,13 @@ class SAPerceiver(nn.Module):
     """VLSA's equations 1 and 2, which are damaged in the text; docs/vlsa.md says why they are read so.
 
         X = [V_Lo; q]                                          a learnable query behind the snapshot
-        X = X + W_o1 (SiLU(W_q X (W_kv V_Hi)^T / sqrt(E) + B) W_kv V_Hi) l / n                    (1)
-        X = X + W_o2 (softmax(X (W_k X)^T / sqrt(E)) X)                                           (2)
+        X = X + W_o1 (SiLU(W_q N(X) (W_kv N(V_Hi))^T / sqrt(E) + B) W_kv N(V_Hi)) l / n           (1)
+        X = X + W_o2 (softmax(N(X) (W_k N(X))^T / sqrt(E)) N(X))                                  (2)
         V, P = X[:l], X[l]
 
-    Ours: the scales; and B, a bump for each head over where a patch lies to a token, because neither
+    Ours: the scales; N, a state over its root mean square, because SiLU bounds no weight: what is
+    gathered grows with the cube of the states' scale, and that of a tower's raw states is 20 and more;
+    and B, a bump for each head over where a patch lies to a token, because neither
     states nor equations say which part of the picture a tile is. SiLU sums up what softmax would weigh,
     so the sum is taken per patch that a token stands for: a picture of many tiles moves X as far.
 
@@ -211,16 +216,19 @@ class SAPerceiver(nn.Module):
         width: M, of the states.
         heads: must divide it.
         positions: whether there is B.
+        norms: whether there is N.
 
     Raises:
         ValueError: the heads do not divide the width.
     """
 
-    def __init__(self, width: int, heads: int = 1, positions: bool = True) -> None:
+    def __init__(
+        self, width: int, heads: int = 1, positions: bool = True, norms: bool = True
+    ) -> None:
         super().__init__()
         if heads < 1 or width % heads:
             raise ValueError(f"heads {heads} do not divide the tower's width {width}")
-        self.heads, self.positions = heads, positions
+        self.heads, self.positions, self.norms = heads, positions, norms
         self.query = nn.Parameter(torch.empty(width))
         self.w_q = nn.Linear(width, width, bias=False)
         self.w_kv = nn.Linear(width, width, bias=False)
@@ -264,11 +272,16 @@ class SAPerceiver(nn.Module):
             V [G, l, M] and P [G, M].
         """
         states = torch.cat([low_GlM, self.query.expand(len(low_GlM), 1, -1).to(low_GlM.dtype)], 1)
-        states = states + self.w_o1(self._gather(states, high_GRCM))
-        query = self._split(states)
-        mixed = F.scaled_dot_product_attention(query, self._split(self.w_k(states)), query)
+        states = states + self.w_o1(self._gather(self._scaled(states), self._scaled(high_GRCM)))
+        read = self._scaled(states)
+        query = self._split(read)
+        mixed = F.scaled_dot_product_attention(query, self._split(self.w_k(read)), query)
         states = states + self.w_o2(mixed.transpose(1, 2).flatten(2))
         return states[:, :-1], states[:, -1]
+
+    def _scaled(self, states: Tensor) -> Tensor:
+        """N, over the last dimension; there is nothing to learn in it."""
+        return F.rms_norm(states, states.shape[-1:], eps=NORM_EPS) if self.norms else states
 
     def _split(self, states_GTM: Tensor) -> Tensor:
         return states_GTM.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [G, H, T, E]

@@ -12,6 +12,11 @@ from oculi.errors import RecipeError, nearest
 from oculi.recipe import Recipe, load
 from oculi.recipe_problems import first_problem
 from oculi.recipes.aurora import aurora, aurora_16
+from oculi.recipes.aurora_future import (
+    aurora_reconstruct,
+    aurora_reconstruct_tiny,
+    aurora_video,
+)
 from oculi.recipes.llava import llava, llava_aimv2
 from oculi.recipes.tiny import llava_tiny, vora_see_tiny, vora_tiny
 from oculi.recipes.tiny_aurora import aurora_tiny
@@ -33,7 +38,10 @@ BUILTIN: dict[str, Callable[[], Recipe]] = {
         vlsa_tiny,
         aurora,
         aurora_16,
+        aurora_reconstruct,
+        aurora_video,
         aurora_tiny,
+        aurora_reconstruct_tiny,
     )
 }
 

@@ -1,4 +1,4 @@
-"""The common overrides as flags: ``--llm``, ``--teacher``, ``--data``, ``--seed``."""
+"""The common overrides as flags: ``--llm``, ``--teacher``, ``--vq``, ``--data``, ``--seed``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def apply_flags(
     *,
     llm: str | None = None,
     teacher: str | None = None,
+    vq: str | None = None,
     data: Sequence[Path] | None = None,
     seed: int | None = None,
 ) -> Recipe:
@@ -24,11 +25,12 @@ def apply_flags(
 
     ``data`` replaces the data of every stage, and the evaluations by a look at its first questions.
     ``teacher`` is the ViT: it replaces the teacher of every distillation and the start of the vision
-    part, where that is the same ViT or where nothing is distilled, as in LLaVA.
+    part, where that is the same ViT or where nothing is distilled, as in LLaVA. ``vq`` is the encoder
+    whose codebook indices are asked for, in every stage that asks.
 
     Raises:
         DataError: a data file or prepared folder does not exist.
-        RecipeError: there is a teacher, but the recipe has no ViT.
+        RecipeError: there is a teacher, but the recipe has no ViT; or a VQ encoder, and no stage asks.
     """
     content: dict[str, Any] = recipe.model_dump(mode="json")
     if llm is not None:
@@ -37,6 +39,8 @@ def apply_flags(
         content["seed"] = seed
     if teacher is not None:
         _replace_teacher(content, teacher, recipe.name)
+    if vq is not None:
+        _replace_vq(content, vq, recipe.name)
     if data:
         from oculi.data.kinds import is_prepared
 
@@ -67,3 +71,14 @@ def _replace_teacher(content: dict[str, Any], teacher: str, name: str) -> None:
         )
     if not old or vision["init_from"] in old:
         vision["init_from"] = teacher
+
+
+def _replace_vq(content: dict[str, Any], vq: str, name: str) -> None:
+    asked = [stage["cognition"] for stage in content["stages"] if stage["cognition"]]
+    codes = [cognition["codes"] for cognition in asked if cognition["codes"]]
+    if not codes:
+        raise RecipeError(
+            f"--vq: {name} asks for no codebook indices: set stages.N.cognition.codes in place of it"
+        )
+    for settings in codes:
+        settings["vq"] = vq

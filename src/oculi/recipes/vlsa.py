@@ -1,11 +1,12 @@
-"""VLSA (*Rethinking Modality Alignment in Multi Modal Large Language Models*), the perception half.
+"""VLSA (*Rethinking Modality Alignment in Multi Modal Large Language Models*).
 
-    oculi train vlsa --llm DIR --teacher DIR --data llava_next_790k.json --out RUN
+    oculi train vlsa --llm DIR --teacher DIR --vq DIR --data llava_next_790k.json --out RUN
 
 Section 4.1: LLaVA-NeXT with Llama-3-8B-Instruct and CLIP ViT-L/14-336; tiles and a snapshot, 576 tokens
 for a picture of any size; reconstruction through Stable Diffusion 3-medium. Three stages: 558K captions
 train the SA-Perceiver and the Epigone, 422K text-rich instructions (LLaVAR) also the denoiser and the
-tower, 790K instructions everything. Its scores: 65.2 on TextVQA, 1844 on MME, 75.2 on DocVQA (tables 1
+tower, 790K instructions everything, with questions about colours and codebook indices put into their
+conversations (section 3.2). Its scores: 65.2 on TextVQA, 1844 on MME, 75.2 on DocVQA (tables 1
 to 3). The paper gives no learning rates, batches or hours; ours are LLaVA-NeXT's where it has any. It
 was not run at this size here; docs/vlsa.md says what is inferred.
 """
@@ -22,11 +23,20 @@ from oculi.recipe import (
     ReconstructSpec,
     Stage,
 )
+from oculi.specs.cognition import CodesSpec, CognitionSpec, PixelsSpec
 
 LLM = "meta-llama/Meta-Llama-3-8B-Instruct"
 TOWER = "openai/clip-vit-large-patch14-336"
 SD3 = "stabilityai/stable-diffusion-3-medium-diffusers"
+# The paper starts from the encoder of Improved VQ-Diffusion (2205.16007), which makes 32 x 32 indices of
+# 256 x 256 pixels. Published as the part `vqvae` of microsoft/vq-diffusion-ithq; --vq names another.
+VQ, VQ_SIZE = "data/vq-diffusion-ithq/vqvae", 256
 TILES = 12
+# Weights of the two losses, stage by stage. The paper sums them in every stage, "without balancing their
+# proportions" (section 5); `oculi ablate vlsa-ratio` compares other weights and schedules.
+LM_WEIGHTS = (1.0, 1.0, 1.0)
+RECONSTRUCT_WEIGHTS = (1.0, 1.0, 1.0)
+TINY_RECONSTRUCT_WEIGHTS = (0.5, 0.5, 0.5)
 ALIGNING_SAMPLES, READING_SAMPLES, FINETUNING_SAMPLES = 558_000, 422_000, 790_000
 
 # Stage I freezes "other parameters" (section 4.1), but LLaVA-NeXT's connector is new: frozen as it was
@@ -37,10 +47,34 @@ ALIGNED = {
     "objectives.reconstruct.epigone.*": None,
 }
 
+# Asked in the last stage alone: cognition alignment is of the LLM's parameters (equations 7 and 8), and
+# they are frozen before. How often and how much is not in the paper; docs/cognition.md has the costs.
+COGNITION = CognitionSpec(
+    pixels=PixelsSpec(share=0.1, grid=(2, 2), levels=256),
+    codes=CodesSpec(share=0.1, vq=VQ, size=VQ_SIZE, window=(2, 2)),
+)
+TINY_COGNITION = CognitionSpec(
+    pixels=PixelsSpec(share=0.15, grid=(2, 2), levels=10),
+    codes=CodesSpec(share=0.15, vq="testbed:vq", window=(2, 2)),
+)
+
+
+def _weighted(
+    stages: tuple[Stage, ...], term: ReconstructSpec, weights: tuple[float, ...]
+) -> tuple[Stage, ...]:
+    """The stages with both objectives and their weights."""
+    losses = [
+        (LmSpec(weight=lm), term.model_copy(update={"weight": weight}))
+        for lm, weight in zip(LM_WEIGHTS, weights, strict=True)
+    ]
+    return tuple(
+        stage.model_copy(update={"objectives": pair})
+        for stage, pair in zip(stages, losses, strict=True)
+    )
+
 
 def vlsa() -> Recipe:
-    """VLSA's perception alignment at the paper's size."""
-    objectives = (LmSpec(), ReconstructSpec(denoiser=SD3, vae=SD3, checkpointing=True))
+    """VLSA at the paper's size: perception alignment, and cognition alignment in the last stage."""
     align = Stage(
         name="align",
         data=(FileSource(path="data/blip_laion_cc_sbu_558k.json"),),
@@ -48,7 +82,6 @@ def vlsa() -> Recipe:
         batch=256,
         length=4096,
         micro_rows=2,
-        objectives=objectives,
         lr=1e-3,
         warmup_steps=65,
         schedule="cosine",
@@ -75,6 +108,7 @@ def vlsa() -> Recipe:
             "data": (FileSource(path="data/llava_next_790k.json"),),
             "steps": FINETUNING_SAMPLES // 128,
             "batch": 128,
+            "cognition": COGNITION,
             "lr": 1e-5,
             "warmup_steps": 185,
             "trainable": {
@@ -95,7 +129,11 @@ def vlsa() -> Recipe:
             image_attention="causal",
             dtype="bfloat16",
         ),
-        stages=(align, read, finetune),
+        stages=_weighted(
+            (align, read, finetune),
+            ReconstructSpec(denoiser=SD3, vae=SD3, checkpointing=True),
+            RECONSTRUCT_WEIGHTS,
+        ),
     )
 
 
@@ -108,10 +146,8 @@ def vlsa_tiny() -> Recipe:
     tower has seen no letters, so it is trained from the second stage on, as in the paper.
     """
     full = vlsa()
-    reconstruct = ReconstructSpec(
-        denoiser="testbed:sd3", vae="testbed:vae", size=96, rank=64, weight=0.5
-    )
-    align, read, finetune = (
+    term = ReconstructSpec(denoiser="testbed:sd3", vae="testbed:vae", size=96, rank=64)
+    stages = tuple(
         stage.model_copy(
             update={
                 "data": (PlayroomSource(level=3, samples=1_000_000, size=(168, 168)),),
@@ -121,7 +157,7 @@ def vlsa_tiny() -> Recipe:
                 "pack_length": 256,
                 "micro_rows": 64,
                 "single_turns": 0.9,
-                "objectives": (LmSpec(), reconstruct),
+                "cognition": TINY_COGNITION if stage.cognition else None,
                 "lr": 1e-3,
                 "warmup_steps": min(100, steps // 5),
                 "trainable": dict.fromkeys(stage.trainable),
@@ -142,6 +178,6 @@ def vlsa_tiny() -> Recipe:
             image_attention="causal",
             attention="eager",  # faster than SDPA on a CPU, docs/log.md
         ),
-        stages=(align, read, finetune),
+        stages=_weighted(stages, term, TINY_RECONSTRUCT_WEIGHTS),
         evals=(EvalSpec(task="playroom:3@168x168", limit=300),),
     )

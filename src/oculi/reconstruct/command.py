@@ -19,7 +19,12 @@ def reconstruct(
     checkpoints: Annotated[
         list[Path], typer.Argument(help="runs or exported folders; the first against the others")
     ],
-    out: Annotated[Path, typer.Option(help="folder for report.md, pictures.png and scores.json")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="folder for report.md, pictures.png, scores.json; RUN/restored: in its report"
+        ),
+    ],
     data: Annotated[
         Path | None,
         typer.Option(help="data file with pictures: its first are scored, the rest trained on"),
@@ -42,6 +47,7 @@ def reconstruct(
     names = [str(path) for path in checkpoints]
     if len(set(names)) != len(names):
         raise DataError(f"a checkpoint is given twice among {', '.join(names)}")
+    from oculi.eval.report import RESTORED, write_report
     from oculi.export.load import load_checkpoint
     from oculi.recipe import ReconstructSpec
     from oculi.reconstruct.page import write
@@ -53,12 +59,17 @@ def reconstruct(
     found: dict[str, Any] = {}
     for path in checkpoints:
         model, processor = load_checkpoint(path)
-        shown = progress(f"probing {path}")
-        found[str(path)] = restore(model, processor, probe, train, test, shown)
+        found[str(path)] = restore(
+            model, processor, probe, train, test, progress(f"probing {path}")
+        )
+    shown = f"--data {data}" if data is not None else f"--level {level} --side {side}"
     command = (
-        f"oculi reconstruct {' '.join(names)} --steps {steps} --pictures {pictures} --seed {seed}"
+        f"oculi reconstruct {' '.join(names)} {shown} --pictures {pictures} --steps {steps} "
+        f"--denoiser {denoiser} --vae {vae} --size {size} --rank {rank} --seed {seed}"
     )
     print("\n".join(write(out, command, found)))
+    if out.name == RESTORED and (out.parent / "recipe.yaml").exists():
+        write_report(out.parent)
     print(f"report: {out / 'report.md'}", file=sys.stderr)
 
 

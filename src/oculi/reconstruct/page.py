@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,17 +16,48 @@ from oculi.reconstruct.metrics import Floats, psnr, ssim
 from oculi.reconstruct.probe import Pixels, Restored
 
 SHOWN = 8  # pictures in the PNG
+PAGE, PICTURES, SCORES = "report.md", "pictures.png", "scores.json"
 MEASURES = {"PSNR": psnr, "SSIM": ssim}
+OWN, SHUFFLED = "own", "shuffled"
+KINDS = {OWN: "own tokens", SHUFFLED: "shuffled tokens", "latents": "autoencoder alone"}
 GAP = 4
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Paired over pictures, with its 95 % interval.
+
+    Attributes:
+        measure: a key of ``MEASURES``. of, minus: checkpoint and condition that are compared.
+    """
+
+    measure: str
+    of: tuple[str, str]
+    minus: tuple[str, str]
+    interval: Interval
 
 
 def scores(found: Restored) -> dict[str, dict[str, Floats]]:
     """By measure and condition, one number a picture."""
-    kinds = {"own": found.own, "others": found.others, "latents": found.latents}
     return {
-        name: {kind: measure(made, found.originals) for kind, made in kinds.items()}
+        name: {kind: measure(getattr(found, kind), found.originals) for kind in KINDS}
         for name, measure in MEASURES.items()
     }
+
+
+def differences(by_name: Mapping[str, Mapping[str, Mapping[str, Floats]]]) -> list[Difference]:
+    """Own tokens against shuffled ones, of each checkpoint; the first's own against the others'."""
+    first, *others = by_name
+    pairs = [((name, OWN), (name, SHUFFLED)) for name in by_name]
+    pairs += [((first, OWN), (name, OWN)) for name in others]
+    return [
+        Difference(
+            measure, of, minus,
+            _interval(by_name[of[0]][measure][of[1]] - by_name[minus[0]][measure][minus[1]]),
+        )
+        for of, minus in pairs
+        for measure in MEASURES
+    ]  # fmt: skip
 
 
 def write(out: Path, command: str, found: Mapping[str, Restored]) -> list[str]:
@@ -35,38 +68,35 @@ def write(out: Path, command: str, found: Mapping[str, Restored]) -> list[str]:
         found: restorations by checkpoint, of the same pictures; the first is compared with the others.
 
     Returns:
-        the lines of the table and of the differences.
+        the lines of the tables.
     """
     out.mkdir(parents=True, exist_ok=True)
     by_name = {name: scores(each) for name, each in found.items()}
-    lines = [*_table(by_name), "", *_differences(by_name)]
+    gaps = differences(by_name)
+    lines = [*_table(by_name), "", *_gaps(gaps)]
     first = next(iter(found.values()))
     text = [
         "# Pictures restored from what the LLM is given",
         "",
         f"Made by `{command}`. {len(first.originals)} pictures; each checkpoint's Epigone and denoiser "
-        "were trained anew, for as many steps with the same pictures and noise. *Others* are restored "
-        "from the tokens of the next picture, from the same noise. PSNR in dB, mean and 95 % interval "
-        "over pictures.",
+        "were trained anew, for as many steps with the same pictures and noise. *Shuffled* is restored "
+        "from the tokens of the next picture, from the same noise. PSNR in dB; means and 95 % intervals "
+        "over pictures, differences paired by picture.",
         "",
         *lines,
         "",
         "![restored pictures](pictures.png)",
         "",
         "Rows: the picture; through the autoencoder alone; then for each checkpoint from its own tokens "
-        "and from others': " + ", ".join(found) + ".",
+        "and from shuffled ones: " + ", ".join(found) + ".",
     ]
-    (out / "report.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+    (out / PAGE).write_text("\n".join(text) + "\n", encoding="utf-8")
     rows = [first.originals, first.latents]
     for each in found.values():
-        rows += [each.own, each.others]
-    sheet(rows).save(out / "pictures.png")
-    numbers = {
-        name: {m: {k: [round(float(v), 4) for v in values] for k, values in kinds.items()}
-               for m, kinds in measures.items()}
-        for name, measures in by_name.items()
-    }  # fmt: skip
-    (out / "scores.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+        rows += [each.own, each.shuffled]
+    sheet(rows).save(out / PICTURES)
+    numbers = _numbers(command, len(first.originals), by_name, gaps)
+    (out / SCORES).write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     return lines
 
 
@@ -80,27 +110,62 @@ def sheet(rows: Sequence[Pixels]) -> Image.Image:
 
 
 def _table(by_name: Mapping[str, Mapping[str, Mapping[str, Floats]]]) -> list[str]:
-    lines = ["| checkpoint | measure | own tokens | others' tokens | autoencoder alone |"]
-    lines.append("|---|---|---|---|---|")
+    lines = [f"| checkpoint | measure | {' | '.join(KINDS.values())} |", "|---|---|---|---|---|"]
     for name, measures in by_name.items():
         for measure, kinds in measures.items():
-            cells = [_shown(_interval(kinds[kind])) for kind in ("own", "others", "latents")]
+            cells = [_shown(_interval(kinds[kind])) for kind in KINDS]
             lines.append(f"| {name} | {measure} | {' | '.join(cells)} |")
     return lines
 
 
-def _differences(by_name: Mapping[str, Mapping[str, Mapping[str, Floats]]]) -> list[str]:
-    lines = []
-    for measure in MEASURES:
-        for name, measures in by_name.items():
-            kinds = measures[measure]
-            gap = _shown(_interval(kinds["own"] - kinds["others"]))
-            lines.append(f"- {measure}, {name}: own tokens against others': {gap}")
-        first, *others = by_name
-        for name in others:
-            gap = _shown(_interval(by_name[first][measure]["own"] - by_name[name][measure]["own"]))
-            lines.append(f"- {measure}: {first} against {name}: {gap}")
+def _gaps(gaps: Sequence[Difference]) -> list[str]:
+    lines = ["| difference | measure | mean and 95 % interval |", "|---|---|---|"]
+    for gap in gaps:
+        of, minus = (f"{name}, {KINDS[kind]}" for name, kind in (gap.of, gap.minus))
+        lines.append(f"| {of} - {minus} | {gap.measure} | {_shown(gap.interval)} |")
     return lines
+
+
+def _numbers(
+    command: str,
+    pictures: int,
+    by_name: Mapping[str, Mapping[str, Mapping[str, Floats]]],
+    gaps: Sequence[Difference],
+) -> dict[str, Any]:
+    """What is in the tables, and every picture's score."""
+    return {
+        "command": command,
+        "pictures": pictures,
+        "checkpoints": {
+            name: {
+                measure: {
+                    kind: {**_bounds(_interval(values)), "values": [_rounded(v) for v in values]}
+                    for kind, values in kinds.items()
+                }
+                for measure, kinds in measures.items()
+            }
+            for name, measures in by_name.items()
+        },
+        "differences": [
+            {
+                "measure": gap.measure,
+                "of": dict(zip(("checkpoint", "tokens"), gap.of, strict=True)),
+                "minus": dict(zip(("checkpoint", "tokens"), gap.minus, strict=True)),
+                **_bounds(gap.interval),
+            }
+            for gap in gaps
+        ],
+    }
+
+
+def _bounds(interval: Interval) -> dict[str, float]:
+    return {
+        "mean": _rounded(interval.effect), "low": _rounded(interval.low), "high": _rounded(interval.high)
+    }  # fmt: skip
+
+
+def _rounded(value: float) -> float:
+    return round(float(value), 4)
 
 
 def _interval(values: Floats) -> Interval:

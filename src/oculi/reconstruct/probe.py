@@ -48,12 +48,12 @@ class Probe:
 @dataclass(frozen=True)
 class Restored:
     """Pictures [N, size, size, 3] uint8: as they are, through the autoencoder alone, restored from their
-    own tokens, and from the tokens of the next picture."""
+    own tokens, and from shuffled ones: those of the next picture."""
 
     originals: Pixels
     latents: Pixels
     own: Pixels
-    others: Pixels
+    shuffled: Pixels
 
 
 def restore(
@@ -88,11 +88,11 @@ def restore(
         originals = pictures(patches, grids, probe.spec.size)
         latents = term.autoencoder.encode(originals)
         noise = torch.randn(latents.shape, generator=generator)
-        own, others = (
+        own, shuffled = (
             _sample(term, model.look(*_cut(processor, shown)), noise, probe.samplings)
             for shown in (part, nexts)
         )
-        decoded = (term.autoencoder.decode(x) for x in (latents, own, others))
+        decoded = (term.autoencoder.decode(x) for x in (latents, own, shuffled))
         found.append((originals, *decoded))
     return Restored(*(_pixels(torch.cat(each)) for each in zip(*found, strict=True)))
 

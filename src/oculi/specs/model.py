@@ -63,6 +63,10 @@ class PerceiverSpec(Strict):
     positions: bool = Field(
         True, description="where a patch lies decides what gathers it; not in the paper"
     )
+    norms: bool = Field(
+        True,
+        description="attention reads states at one scale; not in the paper, without it diverges",
+    )
 
 
 VisionSpec = Annotated[PatchEmbedSpec | TowerSpec | PerceiverSpec, Field(discriminator="kind")]

@@ -71,6 +71,28 @@ class Eval:
 
 
 @dataclass(frozen=True)
+class Measure:
+    """A mean over restored pictures, or a difference of two, with its 95 % interval."""
+
+    label: str
+    measure: str
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What ``oculi reconstruct`` has made; ``picture`` is a data URI, ``note`` says why not."""
+
+    command: str
+    pictures: int
+    measures: Sequence[Measure]
+    picture: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Contents:
     """All of a report.
 
@@ -78,6 +100,7 @@ class Contents:
         title, summary, recipe: from the recipe; ``recipe`` is the file's text, "" if there is none.
         facts: what the header says, as (name, value).
         stages, evals: in the order they are shown.
+        restored: pictures restored from what the LLM is given, if they were.
         notes: what is missing, damaged or left out.
     """
 
@@ -87,4 +110,5 @@ class Contents:
     facts: Sequence[tuple[str, str]] = ()
     stages: Sequence[StageLog] = ()
     evals: Sequence[Eval] = ()
+    restored: Restored | None = None
     notes: Sequence[str] = field(default_factory=tuple)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from oculi.eval.templates.contents import Answer, Contents, Eval
+from oculi.eval.templates.contents import Answer, Contents, Eval, Restored
 from oculi.eval.templates.figures import curves
 from oculi.eval.templates.markup import NAME, text
 from oculi.eval.templates.scores import scores
@@ -28,6 +28,7 @@ def render(contents: Contents) -> str:
         f"<h2>Scores</h2>{scores(contents.evals)}",
         f"<h2>Curves</h2>{curves(contents.stages)}",
         f"<h2>Answers</h2>{_answers(contents.evals)}",
+        _restored(contents.restored),
         f"<h2>Recipe</h2>{_recipe(contents.recipe)}",
         "</body></html>",
     ]
@@ -68,6 +69,29 @@ def _answers(evals: Sequence[Eval]) -> str:
             f'<div class="cards">{cards}</div>{_failed(one.failed)}</details>'
         )
     return "".join(parts) or "<p>None was found.</p>"
+
+
+def _restored(restored: Restored | None) -> str:
+    """Nothing where there is none: few runs have it."""
+    if restored is None:
+        return ""
+    rows = "".join(
+        f'<tr><td class="text">{text(one.label)}</td><td>{text(one.measure, NAME)}</td>'
+        f"<td>{one.mean:.3f}<small>{one.low:.3f} to {one.high:.3f}</small></td></tr>"
+        for one in restored.measures
+    )
+    shown = f"<p><small>{text(restored.note)}</small></p>"
+    if restored.picture is not None:
+        whole = text(restored.picture, len(restored.picture))
+        shown = f'<div class="wide"><img src="{whole}" alt="originals and restorations"></div>'
+    return (
+        '<h2>Restored pictures</h2><p class="quiet">From what the LLM is given of them, by '
+        f"<code>{text(restored.command)}</code>; means over {restored.pictures} pictures with 95 % "
+        "intervals. Rows: the picture; through the autoencoder alone; then for each checkpoint from "
+        f"its own tokens and from those of the next picture.</p>{shown}"
+        '<div class="wide"><table><thead><tr><th>Tokens</th><th>Measure</th><th>Mean</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
 
 
 def _card(answer: Answer, blind: bool) -> str:

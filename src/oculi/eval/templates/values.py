@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from oculi.eval.score import Score
-from oculi.eval.templates.contents import Answer, StageLog
+from oculi.eval.templates.contents import Answer, Measure, Restored, StageLog
 
 Json = dict[str, Any]
 
@@ -125,6 +125,35 @@ def _stage_log(name: str, by_step: dict[int, Json]) -> StageLog:
         values=values,
         objectives=tuple(key for key in keys if key not in KNOWN),
     )
+
+
+def restored(found: Json, picture: str | None = None, note: str = "") -> Restored | None:
+    """What ``oculi reconstruct`` wrote into scores.json; None if there is no number in it."""
+    measures = []
+    for checkpoint, kinds in groups(found.get("checkpoints")).items():
+        for name, conditions in groups(kinds).items():
+            for condition, bounds in groups(conditions).items():
+                measures.append(_measure(f"{checkpoint}, {condition}", name, bounds))
+    for gap in entries(found.get("differences"), "measure"):
+        of, minus = (_condition(gap.get(side)) for side in ("of", "minus"))
+        measures.append(_measure(f"{of} - {minus}", gap["measure"], gap))
+    known = [measure for measure in measures if measure is not None][:MAX_KEYS]
+    if not known:
+        return None
+    pictures = count(found.get("pictures")) or 0
+    return Restored(string(found.get("command")), pictures, known, picture, note)
+
+
+def _condition(side: object) -> str:
+    side = side if isinstance(side, dict) else {}
+    return f"{string(side.get('checkpoint'))}, {string(side.get('tokens'))}"
+
+
+def _measure(label: str, name: str, bounds: Json) -> Measure | None:
+    mean, low, high = (finite(bounds.get(key)) for key in ("mean", "low", "high"))
+    if mean is None or low is None or high is None:
+        return None
+    return Measure(label, name, mean, low, high)
 
 
 def choice(rows: Sequence[Json]) -> tuple[list[Json], list[Json]]:
