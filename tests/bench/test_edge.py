@@ -36,6 +36,8 @@ def test_it_measures_both_sides(tmp_path: Any) -> None:
         None, "playroom:1", 2, 2, True, lambda done, total: seen.append((done, total))
     )
     assert report.ok and len(report.speeds) == 2 and report.scores is None
-    assert seen[-1] == (6, 6)
+    assert seen[-1] == (12, 12)
+    (pair,) = report.prefills
+    assert pair.name == "tiny" and 0 < pair.macs < 1 and pair.time > 0
     for one in report.speeds:
         assert one.edge.new_tokens == 16 and one.torch > 0 and one.edge.precision == "int8"

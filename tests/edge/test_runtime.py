@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -68,7 +69,7 @@ def test_logits_of_the_prompt_are_those_of_torch(
 ) -> None:
     for talk in talks(make_picture):
         prompt = runner.prompt(talk)
-        state, _ = runner._begin(prompt)
+        state = runner._begin(prompt)
         logits = runner._run(runner._decoder, ["logits"], state)[0]
         batch = exported.processor.collate([exported.processor.encode(talk, True)])
         wanted = exported.model(**batch).logits[:, -1].numpy()
@@ -79,11 +80,23 @@ def test_logits_of_the_prompt_are_those_of_torch(
 def test_the_mask_of_pictures_travels(patches: Any, make_picture: Any) -> None:
     """With pictures taken for text, the logits are other ones: the policy is in the graph."""
     runner = load(patches.folder, threads=1)
-    state, _ = runner._begin(runner.prompt([("user", [make_picture(16, 16), "red?"])]))
+    state = runner._begin(runner.prompt([("user", [make_picture(16, 16), "red?"])]))
     seen = runner._run(runner._decoder, ["logits"], state)[0]
     state["image_ids"][:] = -1
     blind = runner._run(runner._decoder, ["logits"], state)[0]
     assert np.abs(seen - blind).max() > 1e-2
+
+
+def test_text_reads_the_uncompressed_tokens(fused: Any, make_picture: Any) -> None:
+    """Fusion is in the graph: other patches and the same compressed tokens give other logits."""
+    runner = load(fused.folder, threads=1)
+    prompt = runner.prompt([("user", ["a", make_picture(8, 16), "red?"])])
+    assert [len(prompt.seen[name][0]) for name in ("tokens", "whole")] == [4, 8]
+    state = runner._begin(prompt)
+    read = runner._run(runner._decoder, ["logits"], state)[0]
+    state["whole"] = state["whole"][::-1]
+    other = runner._run(runner._decoder, ["logits"], state)[0]
+    assert np.abs(read - other).max() > 1e-2
 
 
 def test_sampling_follows_its_seed(runner: Runner, make_picture: Any) -> None:
@@ -250,30 +263,47 @@ def test_a_manifest_names_files_of_the_folder_alone(copied: Path) -> None:
         load(copied)
 
 
-def test_int8_is_near_and_smaller(patches: Any, copied: Path, make_picture: Any) -> None:
+# Two of the patch embedding, seven a block and the head. A tower has seven a block as well, and two of
+# its connector; fusion six of a cross layer, and seven of a decoder layer although it runs in two steps.
+@pytest.mark.parametrize(
+    ("kind", "matrices", "attentions"),
+    [
+        ("patches", [2, 2 * 7 + 1], [0, 2]),
+        ("fused", [2 * 7 + 2, 2 * 7 + 1 + 2 * 6 + 2 * 7], [2, 2 + 2 + 2]),
+    ],
+)
+def test_int8_is_near_and_smaller(
+    kind: str,
+    matrices: list[int],
+    attentions: list[int],
+    request: Any,
+    tmp_path: Path,
+    make_picture: Any,
+) -> None:
     """Of the same trace: its matrices as int8, all of them."""
     import onnx_ir as ir
 
     from oculi.edge.folder import write_manifest
     from oculi.export.onnx.quantise import quantise_graph
 
-    before = sum((copied / name).stat().st_size for name in ("vision.onnx", "decoder.onnx"))
-    counts = []
+    whole = request.getfixturevalue(kind).folder
+    copied = Path(shutil.copytree(whole, tmp_path / "copy"))
+    counts, kept = [], []
     for name in ("vision.onnx", "decoder.onnx"):
         graph = ir.load(copied / name)
         counts.append(quantise_graph(graph))
         ir.save(graph, copied / name)
         kinds = [node.op_type for node in graph.graph]
-        assert "Gemm" not in kinds and kinds.count("Attention") == 2 * (name == "decoder.onnx")
-    assert counts == [2, 2 * 7 + 1]  # two of the patch embedding; seven a block, and the head
+        assert "Gemm" not in kinds
+        kept.append(kinds.count("Attention"))
+        assert (copied / name).stat().st_size < (whole / name).stat().st_size
+    assert counts == matrices and kept == attentions
     write_manifest(copied)
-    after = sum((copied / name).stat().st_size for name in ("vision.onnx", "decoder.onnx"))
-    assert after < before
-    runner, exact = load(copied, threads=1), load(patches.folder, threads=1)
+    runner, exact = load(copied, threads=1), load(whole, threads=1)
     for talk in talks(make_picture):
-        state, _ = exact._begin(exact.prompt(talk))
+        state = exact._begin(exact.prompt(talk))
         wanted = exact._run(exact._decoder, ["logits"], state)[0]
-        state, _ = runner._begin(runner.prompt(talk))
+        state = runner._begin(runner.prompt(talk))
         found = runner._run(runner._decoder, ["logits"], state)[0]
         assert 0 < np.abs(found - wanted).max() < 0.35 * wanted.std()
         assert np.corrcoef(found[0], wanted[0])[0, 1] > 0.99

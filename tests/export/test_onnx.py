@@ -39,13 +39,15 @@ def test_parts_without_a_graph_are_refused(
         return {"kind": "tower", "tower": tower, "patch_size": patch, "layer": -2}
 
     out = tmp_path / "out"
-    refused(make_model(vision=vision("siglip2", 4)), make_processor(), out, "takes any grid")
+    refused(make_model(vision=vision("siglip2", 8)), make_processor(), out, "are not its own")
     refused(make_model(vision=vision("clip", 8)), make_processor(), out, "larger than its own")
-    fused = make_model(fusion={"kind": "cross", "layers": 1})
-    refused(fused, make_processor(), out, "has no graph yet, so this model")
     rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     refused(make_model(rope_parameters=rope), make_processor(), out, "of the type dynamic")
-    check_exportable(make_model(vision=vision("clip", 4)))  # what is left is taken
+    compress = {"kind": "conv", "patches": 16, "tokens": 4}
+    for family in ("clip", "siglip2"):  # what is left is taken
+        check_exportable(
+            make_model(vision=vision(family, 4), compress=compress, fusion={"kind": "cross"})
+        )
 
 
 def test_a_folder_in_the_way_is_refused(

@@ -2,7 +2,8 @@
 
 Both sides answer the same questions about the same pictures, one at a time, by turns, with as many new
 tokens; either is given the picture as pixels and the question as text. The large model has random
-weights: its times do not depend on them.
+weights: its times do not depend on them. Then a compressed model beside an uncompressed one of the same
+size, both exported (``edge_prefill.py``).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from transformers import GenerationConfig, Qwen2Config
 
 from oculi import load as load_torch
+from oculi.bench import edge_prefill
 from oculi.bench.goals import Goal, table
 from oculi.data.source import pieces
 from oculi.edge import Decoding, Runner, load
@@ -80,6 +82,7 @@ class Report:
     threads: int
     speeds: list[Speed]
     scores: Scores | None
+    prefills: list[edge_prefill.Pair] = field(default_factory=list)
 
     def goals(self) -> list[Goal]:
         """Agreement is a gate; speed depends on the clock, and is advice."""
@@ -94,7 +97,7 @@ class Report:
             lost = self.scores.torch - self.scores.int8
             found.append(Goal("greedy answers in float32 that are not torch's", other, 0))
             found.append(Goal("points lost by int8", lost, DROP))
-        return found
+        return [*found, *(goal for pair in self.prefills for goal in pair.goals())]
 
     @property
     def ok(self) -> bool:
@@ -107,6 +110,7 @@ class Report:
             "threads": self.threads, "new_tokens": NEW_TOKENS,
             "speeds": [{**asdict(one), "times": one.times} for one in self.speeds],
             "scores": asdict(self.scores) if self.scores else None,
+            "prefills": [pair.to_json() for pair in self.prefills],
             "goals": [goal.to_dict() for goal in self.goals()],
         }  # fmt: skip
 
@@ -134,6 +138,8 @@ class Report:
                 f"{s.task}, {s.questions} questions: {s.same} greedy answers in float32 have torch's "
                 f"ids; exactly right {s.torch:.1f} % (torch), {s.int8:.1f} % (int8).",
             ]
+        if self.prefills:
+            lines += ["", *edge_prefill.lines(self.prefills)]
         return [*lines, "", *(f"- {goal.line()}" for goal in self.goals())]
 
 
@@ -151,14 +157,16 @@ def bench_edge(
         checkpoint: trained, for the scores and as the tiny model; None: random weights, no scores.
         task, questions: what is asked for the scores, and how much of it.
         repeats: answers that are timed on each side.
-        quick: the large model is a small one, to see that it works.
+        quick: the large model is a small one, and prefills of small ones alone are compared.
 
     Raises:
         CheckpointError, DataError: the checkpoint or the task is none.
     """
     threads = torch.get_num_threads()
     asked = open_task(task).load(max(questions, repeats))
-    total, done = 2 * (repeats + 1) + (questions if checkpoint else 0), [0]
+    sizes = [edge_prefill.TINY] if quick else [edge_prefill.TINY, edge_prefill.LARGE]
+    timed = (2 + 2 * len(sizes)) * (repeats + 1)
+    total, done = timed + (questions if checkpoint else 0), [0]
 
     def step() -> None:
         done[0] += 1
@@ -179,15 +187,17 @@ def bench_edge(
             scores = _scores(task, asked[:questions], *sides, step)
         big, cutter = random_model(TINY if quick else LARGE)
         large = _speed("large", big, cutter, asked[:repeats], place, threads, step)
-    return Report(threads, [tiny, large], scores)
+        del big
+        talks = [_conversation(question) for question in asked[:repeats]]
+        prefills = [
+            edge_prefill.compare_prefill(size, talks, place, threads, step) for size in sizes
+        ]
+    return Report(threads, [tiny, large], scores, prefills)
 
 
 # The testbed's LLM, and one that is read from memory for every token.
 TINY: dict[str, int] = {}
-LARGE = {
-    "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 12,
-    "num_attention_heads": 16, "num_key_value_heads": 8, "vocab_size": 16_384,
-}  # fmt: skip
+LARGE = edge_prefill.LARGE.llm
 
 
 def random_model(sizes: dict[str, int]) -> tuple[OculiForConditionalGeneration, OculiProcessor]:

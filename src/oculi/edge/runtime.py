@@ -6,9 +6,10 @@
 
 The prompt and each token of the answer go through the same graph. The runner knows its inputs by
 name alone: what is called ``past_X`` begins empty and is given ``present_X`` from then on, and what
-the vision graph puts out beside ``tokens`` is handed to the decoder in every call, should it have such
-an input. So a graph with a fusion module, which has a cache of its own and reads the vision tokens
-anew, needs no change here.
+the vision graph puts out beside ``tokens`` is handed to the decoder in the call that has the pictures,
+should it have such an input; calls without pictures are given none of it, an array of no rows. So a
+graph with a fusion module, which reads the uncompressed tokens and has a cache of its own, needs no
+change here.
 
 Shapes: T tokens of a call, S vision tokens, D the LLM's width, V vocabulary.
 """
@@ -32,6 +33,8 @@ from oculi.edge.sampling import GREEDY, Decoding, choose
 from oculi.errors import CheckpointError, DataError, OculiError
 
 Array = NDArray[Any]
+# Of inputs that begin empty, by onnxruntime's name.
+TYPES = {"tensor(float)": np.float32, "tensor(bool)": np.bool_, "tensor(int64)": np.int64}
 Content = str | Image.Image
 
 
@@ -60,10 +63,12 @@ class Times:
     """Seconds that one answer took; filled in while it is made.
 
     Attributes:
-        first: from the conversation to the first token. steps: each further token.
+        first: from the conversation to the first token. prompt: of it, the decoder's call.
+        steps: each further token.
     """
 
     first: float = 0.0
+    prompt: float = 0.0
     steps: list[float] = field(default_factory=list)
 
 
@@ -88,11 +93,13 @@ class Runner:
         self._vision_outputs = [output.name for output in vision.get_outputs()]
         self._outputs = [output.name for output in decoder.get_outputs()]
         self._inputs = {one.name for one in decoder.get_inputs()}
-        self._empty = {
-            one.name: np.zeros([n if isinstance(n, int) else 0 for n in one.shape], np.float32)
+        empty: dict[str, Array] = {
+            one.name: np.zeros([n if isinstance(n, int) else 0 for n in one.shape], TYPES[one.type])
             for one in decoder.get_inputs()
-            if one.name.startswith("past_")
+            if one.type in TYPES
         }
+        self._empty = {name: one for name, one in empty.items() if name.startswith("past_")}
+        self._unseen = {name: empty[name] for name in self._vision_outputs if name in empty}
         self._next = {
             name: "past_" + name.removeprefix("present_")
             for name in self._outputs
@@ -154,10 +161,13 @@ class Runner:
         times = times or Times()
         began = time.perf_counter() - prompt.seconds
         dice = np.random.default_rng(decoding.seed)
-        state, given = self._begin(prompt)
+        state = self._begin(prompt)
         room = self.settings.positions - len(prompt.ids)
         for made in range(min(decoding.max_new_tokens, room)):
+            start = time.perf_counter()
             values = self._run(self._decoder, self._outputs, state)
+            if made == 0:
+                times.prompt = time.perf_counter() - start
             out = dict(zip(self._outputs, values, strict=True))
             logits_V: NDArray[np.float32] = out["logits"][0]
             logits_V[self.settings.suppressed_ids] = -np.inf
@@ -174,27 +184,31 @@ class Runner:
             yield token
             began = time.perf_counter()
             state = {past: out[present] for present, past in self._next.items()}
-            state |= given | self._text([token])
+            state |= self._text([token])
 
-    def _begin(self, prompt: Prompt) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Inputs of the decoder's first call, and those of them that every call is given."""
+    def _begin(self, prompt: Prompt) -> dict[str, Array]:
+        """Inputs of the decoder's first call."""
         state = {**self._empty, **self._text(prompt.ids)}
+        is_text_T = np.ones(len(prompt.ids), np.bool_)
         pairs = zip(prompt.spans, prompt.seen["tokens"], strict=True)
         for i, ((start, count), tokens_SD) in enumerate(pairs):
             state["embeds"][0, start : start + count] = tokens_SD
+            is_text_T[start : start + count] = False
             if "image_ids" in state:
                 state["image_ids"][0, start : start + count] = i
         if "prompt" in state:
             state["prompt"][0, : prompt.length] = True
-        given = {
+        if "text_places" in state:
+            state["text_places"] = np.flatnonzero(is_text_T)
+        seen = {
             name: np.concatenate(values)
             for name, values in prompt.seen.items()
-            if name in self._inputs and values
+            if name in self._unseen and values
         }
-        return {**state, **given}, given
+        return {**state, **seen}
 
     def _text(self, ids: Sequence[int]) -> dict[str, Array]:
-        """Inputs for tokens that are text."""
+        """Inputs of a call whose tokens are text."""
         ids_T = np.asarray(ids)
         # The image token may lie outside of the table; its rows are overwritten.
         inside = np.where(ids_T < len(self._embeddings), ids_T, 0)
@@ -203,7 +217,9 @@ class Runner:
             state["image_ids"] = np.full((1, len(ids_T)), -1, np.int64)
         if "prompt" in self._inputs:
             state["prompt"] = np.zeros((1, len(ids_T)), np.bool_)
-        return state
+        if "text_places" in self._inputs:
+            state["text_places"] = np.arange(len(ids_T))
+        return state | self._unseen
 
     def _run(self, session: Any, outputs: list[str], inputs: dict[str, Array]) -> list[Array]:
         try:

@@ -60,6 +60,7 @@ class Call:
         positions_BW: of the rotation, from 0 in every sample.
         rotary: (states, positions) -> cosines and sines, the LLM's.
         mask: (function, queries, spans) -> the mask as the LLM's attention takes it.
+        handed: takes the keys and values that a block hands to its cache, as ``keys_and_values``.
     """
 
     wide: WideRows
@@ -71,6 +72,7 @@ class Call:
     positions_BW: Tensor
     rotary: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     mask: Callable[..., Any]
+    handed: Callable[[Callable[[Any], Any]], tuple[Tensor, Tensor]] = keys_and_values
 
     @property
     def places_BQ(self) -> Tensor:
@@ -225,22 +227,27 @@ class Fusion(nn.Module):
             policy: how patches attend to each other, where a decoder has several layers; they never
                 see text behind them.
         """
-        call = self._call(embeds_BTD, vision_PD, wide, memory, rotary, policy)
-        own_BQD = text_BQD = wide.gather_text(embeds_BTD)
+        return self.rewrite(
+            embeds_BTD, self.call(embeds_BTD, vision_PD, wide, memory, rotary, policy)
+        )
+
+    def rewrite(self, embeds_BTD: Tensor, call: Call) -> Tensor:
+        """``forward`` of what ``call`` returned for the same embeddings."""
+        own_BQD = text_BQD = call.wide.gather_text(embeds_BTD)
         for i, block in enumerate(self.cross):
             text_BQD = block(text_BQD.to(_dtype(block)), call, f"cross.{i}")
         if len(self.cross):
             text_BQD = self._keep(call, text_BQD, own_BQD)
         if len(self.decoder):
             text_BQD = self._keep(call, self._decode(text_BQD, call), own_BQD)
-        return wide.put_text(embeds_BTD, text_BQD)
+        return call.wide.put_text(embeds_BTD, text_BQD)
 
     @staticmethod
     def _keep(call: Call, text_BQD: Tensor, own_BQD: Tensor) -> Tensor:
         """Its own embedding for what has no picture before it."""
         return torch.where(call.seen_BQ[..., None], text_BQD.to(own_BQD.dtype), own_BQD)
 
-    def _call(
+    def call(
         self,
         embeds_BTD: Tensor,
         vision_PD: Tensor,
@@ -249,6 +256,7 @@ class Fusion(nn.Module):
         rotary: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
         policy: str,
     ) -> Call:
+        """What ``rewrite`` works on; the memory takes in the places of this call."""
         before = memory.extend(wide, embeds_BTD.shape[1])
         assert memory.token_BK is not None and memory.is_patch_BK is not None
         valid_BK, W = memory.token_BK >= 0, wide.source_BW.shape[1]
@@ -296,7 +304,7 @@ class Fusion(nn.Module):
         if last is None:
             text = call.wide.wide_BQ[..., None].expand(-1, -1, states_BWD.shape[-1])
             return states_BWD.gather(1, text)
-        keys = keys_and_values(partial(_run, last, states_BWD, None, around, call.positions_BW))
+        keys = call.handed(partial(_run, last, states_BWD, None, around, call.positions_BW))
         keys = call.memory.add(f"decoder.{len(others)}", *keys)
         return self._text_alone(last, states_BWD, keys, call)
 

@@ -19,6 +19,7 @@ from oculi import durable
 from oculi.edge import folder as files
 from oculi.errors import CheckpointError, OculiError
 from oculi.export.hf import check_free
+from oculi.export.onnx import fused
 from oculi.export.onnx.graphs import (
     DecoderGraph,
     VisionGraph,
@@ -149,13 +150,13 @@ def _settings(
 
 
 def trace_vision(model: OculiForConditionalGeneration) -> Any:
-    """The vision graph as an ``onnx_ir.Model``: ``patches`` to ``tokens``."""
+    """The vision graph as an ``onnx_ir.Model``: ``patches`` to ``tokens`` and what fusion reads."""
     graph = VisionGraph(model).eval()
     channels = 3 * model.vision.patch_size**2
     # No size is 1 or twice another, lest the tracer takes one for the other.
     patches = torch.zeros(5, 7, channels, dtype=torch.uint8)
     free = torch.export.Dim.DYNAMIC
-    return _trace(graph, (patches,), ({0: free, 1: free},), ["patches"], ["tokens"])
+    return _trace(graph, (patches,), ({0: free, 1: free},), ["patches"], graph.outputs)
 
 
 def trace_decoder(model: OculiForConditionalGeneration) -> Any:
@@ -173,10 +174,20 @@ def trace_decoder(model: OculiForConditionalGeneration) -> Any:
     past = [torch.zeros(shape) for _ in range(2 * layers)]
     sizes = [{1: free} if one is not None else None for one in first]
     kinds = [f"{i}_{kind}" for i in range(layers) for kind in ("key", "value")]
+    given: dict[str, torch.Tensor] = {}
+    fusion_past: list[torch.Tensor] = []
+    if model.fusion is not None:
+        given, fusion_past = fused.example(model, tokens), fused.example_past(model, past[0])
+        kinds += fused.past_names(model.fusion)
     return _trace(
         DecoderGraph(model).eval(),
-        (*first, past),
-        (*sizes, [{2: free}] * (2 * layers)),
+        (*first, given, past, fusion_past),
+        (
+            *sizes,
+            {name: {0: free} for name in given},
+            [{2: free}] * len(past),
+            [{one.ndim // 2: free} for one in fusion_past],  # [1, K] and [1, H, K, E]
+        ),
         [*names, *(f"past_{kind}" for kind in kinds)],
         ["logits", *(f"present_{kind}" for kind in kinds)],
     )
