@@ -50,8 +50,9 @@ def vora_tiny() -> Recipe:
     finetune = pretrain.model_copy(
         update={
             "name": "finetune",
-            "steps": 3200,
-            "plain_turns": 0.4,
+            "steps": 3500,
+            "single_turns": 0.95,
+            "plain_turns": 0.5,
             "objectives": (LmSpec(),),
             "lr": 2e-3,
             "trainable": {"llm.*": None, "vision.*": None},
