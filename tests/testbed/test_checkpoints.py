@@ -55,10 +55,7 @@ def test_manifest_notices_changed_missing_and_added_files(tmp_path: Path) -> Non
 
 
 def test_llm_answers_in_generation_as_it_was_scored() -> None:
-    """Greedy generation agrees with the one-pass score; open questions on a text are mostly right.
-
-    Multiple choice and existence are near chance in the shipped model: the card says so.
-    """
+    """Greedy generation agrees with the one-pass score, and questions on a text are mostly right."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from oculi.testbed.build_llm import exact
@@ -78,9 +75,7 @@ def test_llm_answers_in_generation_as_it_was_scored() -> None:
         reply = tok.decode(out[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         right.append(reply == turn.answer)
     assert right == exact(model, tok, turns)
-    is_open = [turn.answer not in ("A", "B", "C", "D", "yes", "no") for turn in turns]
-    hits = [hit for hit, counted in zip(right, is_open, strict=True) if counted]
-    assert len(hits) >= 6 and sum(hits) >= 0.8 * len(hits)
+    assert sum(right) >= 0.8 * len(right)
 
 
 def test_teacher_sees_what_is_in_a_picture() -> None:
