@@ -26,9 +26,9 @@ def aurora_tiny() -> Recipe:
 
     Meant for half an hour on two cores. As table 2 says, tower and LLM are frozen first, then the
     tower alone, then nothing. Several questions about a picture are one conversation, as the paper
-    advises (section 4.3): it learns twice as much of as many pictures (docs/log.md). Rates are those that
-    tiny models learn at, a lower one for the LLM; the last stage keeps the paper's distance to the
-    second, one to twenty.
+    advises (section 4.3): so it learns more from fewer of them (docs/log.md). Rates are those that tiny
+    models learn at, a lower one for the LLM; the last stage keeps the paper's distance to the second,
+    one to twenty.
     """
     data = tuple(PlayroomSource(level=n, samples=1_000_000, questions=5) for n in (1, 2))
     connectors = {"vision.connector.*": None, "compress.*": None, "fusion.*": None}
