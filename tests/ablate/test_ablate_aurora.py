@@ -10,7 +10,7 @@ from helpers import Tiny, tiny_recipe
 from oculi.ablate import engine
 from oculi.ablate.catalogue import ABLATIONS
 from oculi.ablate.fusing import prefill_milliseconds, score_shuffled, shuffled
-from oculi.ablate.runs import _EXTRAS, finish, measure
+from oculi.ablate.runs import _EXTRAS, Finished, finish, measure
 from oculi.errors import AblationError
 from oculi.recipe import Recipe
 from oculi.training.build import build_model, build_processor
@@ -42,7 +42,7 @@ def test_every_glob_of_every_row_matches(name: str) -> None:
 def test_fusion_costs_what_table_7_says_in_order() -> None:
     found: dict[str, dict[str, float]] = {}
     for name, recipe in engine.recipes_of(ABLATIONS["aurora-table6"], quick=False).items():
-        _EXTRAS["cost"](recipe, Path("nowhere"), False, found.setdefault(name, {}), {})
+        _EXTRAS["cost"](Finished(recipe, Path("nowhere"), False, found.setdefault(name, {}), {}))
     macs = [found[name]["macs"] for name in ("compress", "cross", "decoder", "combined")]
     assert macs == sorted(macs) and len(set(macs)) == 4
     assert macs[3] - macs[0] == pytest.approx(macs[1] + macs[2] - 2 * macs[0])

@@ -10,7 +10,7 @@ import pytest
 
 from oculi.ablate import engine, vora_mixture, vora_scaling
 from oculi.ablate.catalogue import ABLATIONS, find_ablation
-from oculi.ablate.runs import _EXTRAS
+from oculi.ablate.runs import _EXTRAS, Finished
 from oculi.ablate.spec import Ablation, Claim, Row, difference
 from oculi.ablate.vora_parts import TABLE_2
 from oculi.data.index import sample_length
@@ -163,7 +163,7 @@ def test_tokens_are_what_the_rows_say() -> None:
     found: dict[str, dict[str, float]] = {}
     for name, recipe in recipes.items():
         found[name] = {}
-        _EXTRAS["cost"](recipe, Path("nowhere"), False, found[name], {})
+        _EXTRAS["cost"](Finished(recipe, Path("nowhere"), False, found[name], {}))
         assert int(name.rsplit("-", 1)[1]) == found[name]["tokens"]
     costs = [found[name]["macs"] for name in ("patches-36", "merged-18", "merged-9")]
     assert costs == sorted(costs, reverse=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from oculi.ablate import engine, vlsa
-from oculi.ablate.runs import _EXTRAS
+from oculi.ablate.runs import _EXTRAS, Finished
 from oculi.ablate.spec import Ablation, Contrast
 
 BOTH = pytest.mark.parametrize("ablation", [vlsa.table3, vlsa.ratio], ids=lambda found: found.name)
@@ -70,7 +70,7 @@ def test_tokens_of_a_picture_are_what_the_rows_say() -> None:
     found: dict[str, dict[str, float]] = {}
     for name in ("any", "low", "low+ab"):
         found[name] = {}
-        _EXTRAS["cost_168"](recipes[name], Path("nowhere"), False, found[name], {})
+        _EXTRAS["cost_168"](Finished(recipes[name], Path("nowhere"), False, found[name], {}))
     assert found["low"]["tokens"] == found["low+ab"]["tokens"] == 36
     assert found["any"]["tokens"] > 4 * 36
     assert found["low"]["macs_168"] < found["low+ab"]["macs_168"] < found["any"]["macs_168"]

@@ -114,12 +114,23 @@ def measure(
         }
         _scores(recipe, run, values, answers)
         for extra in extras:
-            _EXTRAS[extra](recipe, run, quick, values, answers)
+            _EXTRAS[extra](Finished(recipe, run, quick, values, answers))
         _tasks(recipe, run, tasks or {}, quick, values, answers)
     kept = {k: v for k, v in values.items() if math.isfinite(v)}
     newest = ckpt.newest(run / "checkpoints")
     seconds = ckpt.load_state(newest).seconds if newest else 0.0
     return Measured(kept, answers, curves, seconds, ended)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that ended well, for what measures more; numbers go into ``values`` and ``answers``."""
+
+    recipe: Recipe
+    run: Path
+    quick: bool
+    values: dict[str, float]
+    answers: dict[str, tuple[bool, ...]]
 
 
 def _last_stage(recipe: Recipe, run: Path) -> Path:
@@ -156,103 +167,75 @@ def _tasks(
         answers[f"score@{name}"] = tuple(found["correct"])
 
 
-def _text(
-    recipe: Recipe,
-    run: Path,
-    quick: bool,
-    values: dict[str, float],
-    answers: dict[str, tuple[bool, ...]],
-) -> None:
+def _text(of: Finished) -> None:
     def made() -> dict[str, Any]:
         from oculi.ablate.forgetting import before_training, text_ability
 
-        questions = QUICK_QUESTIONS if quick else QUESTIONS
-        after = text_ability(_last_stage(recipe, run), questions)
-        return {"before": asdict(before_training(recipe, questions)), "after": asdict(after)}
+        questions = QUICK_QUESTIONS if of.quick else QUESTIONS
+        after = text_ability(_last_stage(of.recipe, of.run), questions)
+        return {"before": asdict(before_training(of.recipe, questions)), "after": asdict(after)}
 
-    found = _kept(run / SIDE / "text.json", made)
+    found = _kept(of.run / SIDE / "text.json", made)
     before, after = found["before"], found["after"]
     right = {k: found[k]["correct"] for k in ("before", "after")}
     share = {k: sum(v) / len(v) for k, v in right.items()}
-    values |= {
+    of.values.update({
         "text_loss": after["loss"], "text_rise": after["loss"] - before["loss"],
         "text": share["after"], "text_change": share["after"] - share["before"],
         "text_before": share["before"], "text_loss_before": before["loss"],
-    }  # fmt: skip
-    answers["text"] = tuple(right["after"])
+    })  # fmt: skip
+    of.answers["text"] = tuple(right["after"])
 
 
-def _blocks(
-    recipe: Recipe,
-    run: Path,
-    quick: bool,
-    values: dict[str, float],
-    answers: dict[str, tuple[bool, ...]],
-) -> None:
+def _blocks(of: Finished) -> None:
     def made() -> dict[str, float]:
         from oculi.ablate.alignment import block_cosines, distilled
 
-        if distilled(recipe) is None:
+        if distilled(of.recipe) is None:
             return {}
-        found = block_cosines(run, QUICK_PICTURES if quick else PICTURES)
+        found = block_cosines(of.run, QUICK_PICTURES if of.quick else PICTURES)
         return {str(block): cosine for block, cosine in found.items()}
 
-    found = _kept(run / SIDE / "blocks.json", made)
-    values |= {f"block.{block}": cosine for block, cosine in found.items()}
+    found = _kept(of.run / SIDE / "blocks.json", made)
+    of.values.update({f"block.{block}": cosine for block, cosine in found.items()})
 
 
-def _cost(
-    recipe: Recipe,
-    run: Path,
-    quick: bool,
-    values: dict[str, float],
-    answers: dict[str, tuple[bool, ...]],
-    picture: tuple[int, int] = PICTURE,
-) -> None:
+def _cost(of: Finished) -> None:
+    of.values["tokens"], of.values["macs"] = _served(of.recipe, PICTURE)
+
+
+def _cost_168(of: Finished) -> None:
+    """The same of a picture of four tiles of the testbed's towers."""
+    of.values["tokens"], of.values["macs_168"] = _served(of.recipe, LARGE)
+
+
+def _served(recipe: Recipe, picture: tuple[int, int]) -> tuple[float, float]:
+    """Vision tokens of a picture in the LLM, and MMAC to read it and the text, merged."""
     from oculi.plan import plan
 
     (stage, *_) = plan(recipe, text_tokens=TEXT, image=picture).stages
-    values["tokens"] = float(stage.tokens_per_image)
     # What a merged model computes: no LoRA, no teacher, no head of distillation; answers come after.
     served = {*stage.parameters, "attention"} - {"lora"}
-    values["macs"] = sum(stage.macs[part].forward for part in served & stage.macs.keys()) / 1e6
+    macs = sum(stage.macs[part].forward for part in served & stage.macs.keys())
+    return float(stage.tokens_per_image), macs / 1e6
 
 
-def _cost_168(
-    recipe: Recipe,
-    run: Path,
-    quick: bool,
-    values: dict[str, float],
-    answers: dict[str, tuple[bool, ...]],
-) -> None:
-    """The same of a picture of four tiles of the testbed's towers."""
-    large: dict[str, float] = {}
-    _cost(recipe, run, quick, large, answers, LARGE)
-    values["tokens"], values["macs_168"] = large["tokens"], large["macs"]
-
-
-def _fusion(
-    recipe: Recipe,
-    run: Path,
-    quick: bool,
-    values: dict[str, float],
-    answers: dict[str, tuple[bool, ...]],
-) -> None:
+def _fusion(of: Finished) -> None:
     def made() -> dict[str, Any]:
         from oculi.ablate.fusing import prefill_milliseconds, score_shuffled
 
-        stage, spec = _last_stage(recipe, run), recipe.evals[0]
+        stage, spec = _last_stage(of.recipe, of.run), of.recipe.evals[0]
         found: dict[str, Any] = {"prefill": prefill_milliseconds(stage)}
-        if recipe.model.fusion is not None:
-            out = run / SIDE / "shuffled"
+        if of.recipe.model.fusion is not None:
+            out = of.run / SIDE / "shuffled"
             found |= score_shuffled(stage, spec.task, out, spec.limit)
         return found
 
-    found = _kept(run / SIDE / "fusion.json", made)
-    values["prefill"] = found["prefill"]
+    found = _kept(of.run / SIDE / "fusion.json", made)
+    of.values["prefill"] = found["prefill"]
     if "score" in found:
-        values["shuffled"] = found["score"]
-        answers["shuffled"] = tuple(found["correct"])
+        of.values["shuffled"] = found["score"]
+        of.answers["shuffled"] = tuple(found["correct"])
 
 
 _EXTRAS = {

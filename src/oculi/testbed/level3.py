@@ -127,7 +127,7 @@ def _apart(some: Sequence[Text], spots: Sequence[Spot]) -> bool:
     """Whether lines, and texts in one line, are clearly apart."""
     boxes = [frame(*both) for both in zip(some, spots, strict=True)]
     for number, (spot, box) in enumerate(zip(spots, boxes, strict=True)):
-        for other, its in zip(spots[:number], boxes, strict=False):
+        for other, its in zip(spots[:number], boxes[:number], strict=True):
             if spot.y == other.y:
                 if max(box[0] - its[2], its[0] - box[2]) < _GAP:
                     return False
