@@ -159,11 +159,12 @@ class Stage(Strict):
 
 
 class EvalSpec(Strict):
-    """A task to score at the end of every stage that learns to answer."""
+    """A task to score at the end of every stage that learns to answer, or of the last one alone."""
 
     task: str
     limit: Count | None = None
     blind: bool = True
+    only_at_end: bool = Field(False, description="not after stages before the last")
 
 
 class Recipe(Strict):

@@ -246,6 +246,7 @@ def test_evaluations_of_every_stage(tiny: Tiny, tmp_path: Path) -> None:
             "evals": [
                 {"task": str(tiny.data), "limit": 3},
                 {"task": "playroom:1", "limit": 1, "blind": False},
+                {"task": "playroom:2", "limit": 1, "blind": False, "only_at_end": True},
             ],
         },
     )  # fmt: skip
@@ -253,7 +254,8 @@ def test_evaluations_of_every_stage(tiny: Tiny, tmp_path: Path) -> None:
     assert sorted(path.name for path in (run / "evals").iterdir()) == sorted(
         f"{stage}-{task}"
         for stage in ("pretrain", "finetune")
-        for task in ("rows", "rows-blind", "playroom-1")
+        for task in ("rows", "rows-blind", "playroom-1", "playroom-2")
+        if (stage, task) != ("pretrain", "playroom-2")
     )
     result = json.loads((run / "evals" / "finetune-rows-blind" / "result.json").read_text())
     assert result["blind"] is True and result["exact"]["n"] == 3

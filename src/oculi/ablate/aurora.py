@@ -13,10 +13,10 @@ from oculi.recipe import ConvSpec as Conv
 from oculi.recipe import MlpSpec as Mlp
 from oculi.recipes.tiny_aurora import PATCHES, TOKENS, aurora_tiny
 
-STEPS = 400, 1200
+STEPS, BATCH = (250, 350), 8
 EVALS = (
-    EvalSpec(task="playroom:2", limit=2000, blind=False),
-    EvalSpec(task="playroom:1:pairs", limit=600, blind=False),
+    EvalSpec(task="playroom:2", limit=2000, blind=False, only_at_end=True),
+    EvalSpec(task="playroom:1:pairs", limit=600, blind=False, only_at_end=True),
 )
 COMPRESS, CROSS, DECODER, COMBINED = "compress", "cross", "decoder", "combined"
 MLP, CONV, MAXPOOL = "mlp", "conv", "maxpool"
@@ -24,7 +24,8 @@ MLP, CONV, MAXPOOL = "mlp", "conv", "maxpool"
 NOTES = (
     "Playroom's levels 1 and 2, an LLM of 2.6M parameters and a tower of 5 blocks, 36 patches to 9 "
     "tokens instead of 256 to 64. Scores are exact match on 2,000 held-out questions of level 2.",
-    "Two stages, 51,200 samples; the paper's third one is left out, and its data are others.",
+    "Two stages, 4,800 pictures with up to five questions each; the paper's third one is left out, and "
+    "its data are others.",
     "Cross blocks start by changing nothing instead of from a standard normal (docs/aurora.md).",
 )
 
@@ -42,7 +43,7 @@ def trained(
     stages = []
     for stage, steps in zip(recipe.stages[: len(STEPS)], STEPS, strict=True):
         update = {
-            "steps": steps, "log_every": 1, "checkpoint_every": 400,
+            "steps": steps, "batch": BATCH, "log_every": 1, "checkpoint_every": 400,
             "trainable": {k: v for k, v in stage.trainable.items() if k not in missing},
         }  # fmt: skip
         stages.append(stage.model_copy(update=update))

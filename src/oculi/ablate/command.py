@@ -24,6 +24,9 @@ def ablate(
     runs: Annotated[
         Path | None, typer.Option(help="folder of runs to share with others; else OUT/runs")
     ] = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, max=64, help="runs at once, a GPU or a share of the cores each")
+    ] = 1,
     report: Annotated[
         Path | None, typer.Option(help="also write the report here, as benchmarks/NAME.md")
     ] = None,
@@ -51,7 +54,7 @@ def ablate(
     folder = out or Path("runs") / (name + "-quick" * quick)
     planned = seeds or (QUICK_SEEDS if quick else SEEDS)
     done = run_ablation(
-        ablation, planned, folder, runs=runs, quick=quick, resume=resume,
+        ablation, planned, folder, runs=runs, quick=quick, resume=resume, jobs=jobs,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )  # fmt: skip
     if report is not None:

@@ -10,16 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from oculi import durable
+from oculi.ablate.jobs import Job, Say, done
 from oculi.ablate.judge import QUICK
 from oculi.ablate.metrics import relative_steps, shown_value
 from oculi.ablate.report import Report
-from oculi.ablate.runs import Measured, finish, folder_of, measure
+from oculi.ablate.runs import Measured
 from oculi.ablate.spec import ORDER, Ablation, Row
 from oculi.errors import AblationError, RecipeError
 from oculi.recipe import Recipe, override, validate
@@ -27,7 +29,6 @@ from oculi.testbed import CHECKPOINTS
 from oculi.training.folder import first_difference, lock, writable
 
 CLAIMS = "claims.json"
-Say = Callable[[str], None]
 
 
 def run_ablation(
@@ -38,6 +39,7 @@ def run_ablation(
     runs: Path | None = None,
     quick: bool = False,
     resume: bool = False,
+    jobs: int = 1,
     say: Say = print,
 ) -> Report:
     """Run what is not done yet, and report.
@@ -50,6 +52,7 @@ def run_ablation(
             are, whatever their rows are called, so that ablations can share them.
         quick: a few steps each, to see that it works: no result.
         resume: go on with what is in ``out``; its claims must be the same.
+        jobs: runs at once, each in a process of its own with its CUDA device or share of the cores.
         say: told in lines what is going on; first of all, the claims.
 
     Raises:
@@ -67,27 +70,28 @@ def run_ablation(
             say(line)
         results: dict[tuple[str, int], Measured] = {}
         report = Report(ablation, seeds, quick, results, recipes)
-        work = [(seed, row) for seed in range(seeds) for row in recipes]
-        began = time.monotonic()
-        trained = 0
-        for number, (seed, row) in enumerate(work, 1):
-            recipe = _seeded(recipes[row], seed)
-            name = f"{row}-seed{seed}"
-            run = folder_of(recipe, runs or out / "runs", name)
-            same = f", which is {run.name}" if run.name != name else ""
-            say(f"run {number} of {len(work)}: {name}{same}")
-            trained += finish(recipe, run)
-            results[row, seed] = found = measure(
-                recipe, run, ablation.extras, quick, ablation.tasks
+        work = [
+            Job(
+                row, seed, _seeded(recipes[row], seed), runs or out / "runs", ablation.extras,
+                ablation.tasks, quick,
             )
-            pace = (time.monotonic() - began) / trained if trained else 0.0
-            say(f"  {_summary(found)}; about {pace * (len(work) - number) / 60:.1f} min left")
-            if number % len(recipes) == 0:
-                _derive(ablation, results, seed)
-                report.write(out / "report.md")
-                if number < len(work):
-                    for line in report.table():
-                        say(line)
+            for seed in range(seeds)
+            for row in recipes
+        ]  # fmt: skip
+        began, trained = time.monotonic(), 0
+        with closing(done(work, jobs, say)) as found:
+            for number, result in enumerate(found, 1):
+                job, trained = result.job, trained + result.trained
+                results[job.row, job.seed] = result.found
+                pace = (time.monotonic() - began) / trained if trained else 0.0
+                left = pace * (len(work) - number) / 60
+                say(f"  {job.name}: {_summary(result.found)}; about {left:.1f} min left")
+                if number % len(recipes) == 0:
+                    _derive(ablation, results, job.seed)
+                    report.write(out / "report.md")
+                    if number < len(work):
+                        for line in report.table():
+                            say(line)
     return report
 
 

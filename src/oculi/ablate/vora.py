@@ -29,8 +29,8 @@ NOTES = (
     "mixes in.",
 )
 EVALS = (
-    EvalSpec(task="playroom:1", limit=2000, blind=False),
-    EvalSpec(task="playroom:1:pairs", limit=600, blind=False),
+    EvalSpec(task="playroom:1", limit=2000, blind=False, only_at_end=True),
+    EvalSpec(task="playroom:1:pairs", limit=600, blind=False, only_at_end=True),
 )
 
 

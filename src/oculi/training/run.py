@@ -305,7 +305,10 @@ class Run:
                 )
 
     def _evaluate(self, stage: Stage) -> None:
+        last = stage.name == self.recipe.stages[-1].name
         for spec in self.recipe.evals if stage.answers else ():
+            if spec.only_at_end and not last:
+                continue
             task = open_task(spec.task)
             for blind in (False, True) if spec.blind else (False,):
                 try:
