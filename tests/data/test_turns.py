@@ -1,12 +1,15 @@
 """One turn alone: nothing of the history but the pictures, and a draw that depends on its place."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from helpers import Drawn, mixture, sample
 from oculi.data.sample import ImageSlot, Message, Sample
+from oculi.data.source import PlayroomRows
 from oculi.data.turns import TurnDraws, plain, single_turn, turns
+from oculi.recipe import PlayroomSource
 
 TALK = sample(
     "talk",
@@ -83,6 +86,13 @@ def test_a_conversation_without_pictures_stays_whole() -> None:
     told = sample("told", "A cup is red. What is red?", "a cup", "Which colour has it?", "red")
     draws = TurnDraws(0, 1.0, 1.0)
     assert all(draws(position, told) == told for position in range(20))
+
+
+def test_a_sample_that_says_so_stays_whole() -> None:
+    whole = replace(TALK, whole=True)
+    assert all(TurnDraws(0, 1.0, 1.0)(position, whole) is whole for position in range(20))
+    drawn = PlayroomRows(PlayroomSource(level=1, samples=1, questions=5))[0]
+    assert turns(drawn) > 2 and TurnDraws(0, 1.0)(0, drawn) is drawn
 
 
 def test_a_plain_turn_is_the_pictures_and_the_answer() -> None:

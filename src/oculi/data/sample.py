@@ -102,12 +102,18 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A conversation with its pictures; `source` is "file:line" where there is one."""
+    """A conversation with its pictures.
+
+    Attributes:
+        source: "file:line" where there is one.
+        whole: not to be cut into single turns: whoever made it chose how many there are.
+    """
 
     id: str
     messages: tuple[Message, ...]
     images: tuple[ImageSource, ...] = ()
     source: str = ""
+    whole: bool = False
 
     def validate(self, *, for_training: bool = False) -> None:
         """Check the rules every consumer relies on; raises RowError naming source and id.

@@ -76,7 +76,7 @@ class PlayroomRows(_Drawn):
             text = (question.text,) if messages else (ImageSlot(0), "\n" + question.text)
             messages += [Message("user", text), Message("assistant", (question.answer,))]
         name = f"playroom-{self.spec.level}-{self.spec.split}-{item.picture.index}"
-        return Sample(name, tuple(messages), (item.picture,), source=name)
+        return Sample(name, tuple(messages), (item.picture,), source=name, whole=True)
 
     def _questions(self, item: Item) -> list[Question]:
         if self.spec.questions == 1:

@@ -63,7 +63,7 @@ class TurnDraws:
     Args:
         seed: the stage's.
         share: part of the draws that learn a single turn, 0 to 1. A sample without pictures stays
-            whole: what a later turn asks about was said in an earlier one.
+            whole, for what a later turn asks about was said in an earlier one; so does one that says so.
         plain_share: part of these that learn it without its question, 0 to 1. A sample that has
             one turn as it is keeps its question.
     """
@@ -75,7 +75,7 @@ class TurnDraws:
     def __call__(self, position: int, sample: Sample) -> Sample:
         """The sample as position `position` of the order learns it."""
         count = turns(sample)
-        if not self.share or count < 2 or not sample.images:
+        if not self.share or count < 2 or not sample.images or sample.whole:
             return sample
         ticket, which = random_words(self.seed, 2 * position, 2)
         if int(ticket) >= self.share * 2**64:

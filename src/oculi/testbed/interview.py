@@ -15,6 +15,7 @@ from oculi.testbed.scene import Object, Plan, Scene, Text
 from oculi.testbed.vocabulary import PLACES, Dice, Pair, allowed_pairs, dice
 
 _STREAM = 4  # of dice; Playroom's own are 0 to 3
+_ROUNDS = 4  # of all kinds, until there are questions enough
 
 
 def _existence(scene: Scene, roll: Dice, pairs: Sequence[Pair]) -> Plan:
@@ -168,12 +169,24 @@ def interview(
 
 
 def more(item: playroom.Item, n: int, kinds: Sequence[str] = ()) -> list[Question]:
-    """Return up to `n` questions about the picture of `item`, of other kinds than its own.
+    """Return up to `n` questions about the picture of `item`: of other kinds than its own first.
 
-    They are a function of the item; with `kinds`, of these alone. There may be none.
+    Then all kinds come again, about something else. They are a function of the item; with `kinds`, of
+    these alone. There may be none.
     """
-    picture = item.picture
-    known = playroom.kinds(picture.level, picture.split)
-    others = [kind for kind in kinds or known if kind != item.question.kind]
+    picture, scene = item.picture, item.scene
+    known = kinds or playroom.kinds(picture.level, picture.split)
     roll = dice(picture.level, picture.split, picture.index, _STREAM)
-    return interview(item.scene, n, roll, kinds=others, split=picture.split) if others else []
+    rounds = [roll.shuffled([kind for kind in known if kind != item.question.kind])]
+    rounds += [roll.shuffled(known) for _ in range(_ROUNDS)]
+    plans: list[Plan] = []
+    asked: list[Question] = []
+    for kind in itertools.chain(*rounds):
+        plan = _plan(kind, scene, picture.split, roll)
+        if plan is None or plan in plans or len(asked) == n:
+            continue
+        question = _ASK[scene.level](plan, scene, picture.split, roll.below(3) < 1, roll)
+        if question.text not in {item.question.text, *(other.text for other in asked)}:
+            plans.append(plan)
+            asked.append(question)
+    return asked
