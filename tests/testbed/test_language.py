@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from oculi.errors import DataError
 from oculi.testbed import checkpoint, language, level3, playroom
-from oculi.testbed.interview import interview, more
+from oculi.testbed.interview import interview, lies, more
 from oculi.testbed.questions import Question
 from oculi.testbed.scene import Scene
 from oculi.testbed.vocabulary import COLOURS, HELD_OUT_PAIRS, PLACES, SHAPES, SIZES, Dice
@@ -139,13 +139,13 @@ def test_interviews_ask_different_kinds_and_answer_truly(level: int) -> None:
 
 
 @pytest.mark.parametrize("level", playroom.LEVELS)
-def test_more_is_asked_of_a_picture_truly_and_of_other_kinds(level: int) -> None:
+def test_more_is_asked_of_a_picture_truly_and_first_of_other_kinds(level: int) -> None:
     for index in range(60):
         item = playroom.item(level, "train", index)
-        asked = more(item, 4)
-        assert asked == more(item, 4) and 1 <= len(asked) <= 4
-        kinds = [question.kind for question in (item.question, *asked)]
-        assert len(set(kinds)) == len(kinds)
+        asked = more(item, 8)
+        assert asked == more(item, 8) and asked[:3] == more(item, 3) and 3 < len(asked) <= 8
+        assert len({q.text for q in (item.question, *asked)}) == len(asked) + 1
+        assert len({q.kind for q in (item.question, *asked[:2])}) == 3
         for question in asked:
             assert judge(item.scene, question)(question, question.text.split("\n")[0], item.scene)
             for colour, shape in HELD_OUT_PAIRS:
@@ -179,6 +179,48 @@ def test_what_is_hard_comes_every_other_time() -> None:
         for talk in (language.choosing("train", index), language.chosen("train", index)):
             assert all(re.fullmatch("[A-D]", turn.answer) for turn in talk)
         assert {turn.kind for turn in language.choosing("train", index + 4)} <= hard | {"chosen"}
+
+
+def test_a_kind_alone_is_asked_again_about_something_else() -> None:
+    kinds = ("relation",)
+    number = [
+        len(more(playroom.item(2, "train", playroom.of_kinds(2, "train", kinds, i)), 5, kinds))
+        for i in range(60)
+    ]
+    assert max(number) > 2 and sum(number) > 60
+
+
+@pytest.mark.parametrize("lesson", ["placing", "relating", "counting", "combining"])
+def test_lessons_are_functions_of_split_and_index(lesson: str) -> None:
+    made = getattr(language, lesson)
+    for index in range(60):
+        talk = made("train", index)
+        assert talk and talk == made("train", index)
+    assert made("train", 6) != made("test", 6)
+
+
+@pytest.mark.parametrize(
+    ("place", "other", "answer"),
+    [
+        ("top left", "top right", "left"), ("right", "centre", "right"), ("top", "bottom", "above"),
+        ("bottom right", "right", "below"), ("top left", "centre", ""), ("top", "top", ""),
+    ],
+)  # fmt: skip
+def test_how_two_places_lie(place: str, other: str, answer: str) -> None:
+    assert lies(place, other) == answer
+
+
+def test_halves_of_a_relation_name_what_is_there() -> None:
+    kinds: Counter[str] = Counter()
+    for index in range(60):
+        scene, _ = playroom.text_item(2, "text", index)
+        places = {item.name: item.place for item in scene.objects}
+        for question in language._places(scene, Dice(3, index)):
+            kinds[question.kind] += 1
+            if question.kind == "place":
+                (name,) = [name for name in places if question.text.rstrip(":?").endswith(name)]
+                assert question.answer == places[name]
+    assert kinds["place"] > 100 and kinds["places"] > 15
 
 
 def test_unknown_split_is_named() -> None:

@@ -40,7 +40,7 @@ class PlayroomSource(Strict):
     kinds: tuple[str, ...] = Field((), description="of question, as existence; empty: all")
     questions: Count = Field(
         1,
-        description="most about one picture, one conversation: of other kinds, for training alone",
+        description="most about one picture, one conversation: of other kinds first; for training alone",
     )
     weight: Weight = Field(1.0, description="as of a file")
     limit: Count | None = Field(None, description="as of a file")

@@ -7,7 +7,7 @@ questions, so they are not as even as Playroom's own; that matters for scores, n
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from oculi.testbed import level1, level2, level3, level4, level5, playroom
 from oculi.testbed.questions import VALUES, Question, changed
@@ -70,12 +70,18 @@ def _relation(scene: Scene, roll: Dice) -> Plan | None:
     two = _two(scene, roll)
     if two is None:
         return None
-    (row, column), (other_row, other_column) = (divmod(PLACES.index(item.place), 3) for item in two)
+    answer = lies(two[0].place, two[1].place)
+    return Plan("relation", two, answer) if answer else None
+
+
+def lies(place: str, other: str) -> str:
+    """Return how `place` lies seen from `other`; empty unless they share their row or their column."""
+    (row, column), (other_row, other_column) = (divmod(PLACES.index(p), 3) for p in (place, other))
     if (row == other_row) == (column == other_column):
-        return None
+        return ""
     across = "left" if column < other_column else "right"
     down = "above" if row < other_row else "below"
-    return Plan("relation", two, across if row == other_row else down)
+    return across if row == other_row else down
 
 
 def _comparison(scene: Scene, roll: Dice) -> Plan | None:
@@ -168,25 +174,36 @@ def interview(
     return asked
 
 
+def different(
+    scene: Scene, n: int, roll: Dice, kinds: Iterable[str], split: str, but: str = ""
+) -> list[Question]:
+    """Return up to `n` questions of `kinds` in their order, none about the same thing as another.
+
+    One in three is multiple choice. `but` is the text of a question that was asked already.
+    """
+    plans: list[Plan] = []
+    asked: list[Question] = []
+    for kind in kinds:
+        plan = _plan(kind, scene, split, roll)
+        if plan is None or plan in plans or len(asked) == n:
+            continue
+        question = _ASK[scene.level](plan, scene, split, roll.below(3) < 1, roll)
+        if question.text not in {but, *(other.text for other in asked)}:
+            plans.append(plan)
+            asked.append(question)
+    return asked
+
+
 def more(item: playroom.Item, n: int, kinds: Sequence[str] = ()) -> list[Question]:
     """Return up to `n` questions about the picture of `item`: of other kinds than its own first.
 
     Then all kinds come again, about something else. They are a function of the item; with `kinds`, of
     these alone. There may be none.
     """
-    picture, scene = item.picture, item.scene
+    picture = item.picture
     known = kinds or playroom.kinds(picture.level, picture.split)
     roll = dice(picture.level, picture.split, picture.index, _STREAM)
     rounds = [roll.shuffled([kind for kind in known if kind != item.question.kind])]
     rounds += [roll.shuffled(known) for _ in range(_ROUNDS)]
-    plans: list[Plan] = []
-    asked: list[Question] = []
-    for kind in itertools.chain(*rounds):
-        plan = _plan(kind, scene, picture.split, roll)
-        if plan is None or plan in plans or len(asked) == n:
-            continue
-        question = _ASK[scene.level](plan, scene, picture.split, roll.below(3) < 1, roll)
-        if question.text not in {item.question.text, *(other.text for other in asked)}:
-            plans.append(plan)
-            asked.append(question)
-    return asked
+    turns = itertools.chain(*rounds)
+    return different(item.scene, n, roll, turns, picture.split, item.question.text)
