@@ -25,7 +25,9 @@ from datafiles import (
 )
 from oculi.data import arrowrows, columnar, parquetrows
 from oculi.data.check import check
+from oculi.data.columnar import guard
 from oculi.data.formats import BadRow, FileScan, FileSource
+from oculi.data.sample import RowError
 from oculi.errors import DataError
 
 WRITERS = [write_parquet, write_arrow, write_feather]
@@ -306,3 +308,16 @@ def test_threads_share_a_source(write: Callable[..., Path], tmp_path: Path) -> N
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_want_of_memory_is_no_fault_of_the_file() -> None:
+    def short() -> None:
+        raise MemoryError
+
+    def absurd() -> None:
+        raise pa.ArrowMemoryError("malloc of size 1234567890123 failed")
+
+    with pytest.raises(MemoryError):
+        guard(short)
+    with pytest.raises(RowError, match="damaged"):
+        guard(absurd)

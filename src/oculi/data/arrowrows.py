@@ -80,13 +80,11 @@ def _message(data: Any, at: int) -> tuple[Any, int]:
 
     file = pa.BufferReader(data.slice(at))
     try:
-        message = pa.ipc.read_message(file)
+        message = guard(lambda: pa.ipc.read_message(file), but=(EOFError,))
     except EOFError:
         if file.tell():
             return None, at + file.tell()
         wrong("the file ends without its end mark: cut off")
-    except Exception:
-        wrong(DAMAGED)
     if not file.tell():
         wrong(DAMAGED)
     return message, at + file.tell()

@@ -152,12 +152,20 @@ class Columnar(Container):
         """The validated blocks of a group; raises RowError at damage."""
 
 
-def guard(step: Any, reason: str = DAMAGED) -> Any:
-    """Take a step of pyarrow; whatever it raises for bad bytes becomes one reason."""
+def guard(step: Any, reason: str = DAMAGED, but: tuple[type[Exception], ...] = ()) -> Any:
+    """Take a step of pyarrow; whatever it raises for bad bytes becomes one reason.
+
+    Raises:
+        RowError: with that reason, or as ``step`` has raised it.
+        MemoryError: Python's own, which is no fault of the file.
+        others: those of ``but``.
+    """
     try:
         return step()
-    except Exception:
+    except Exception as error:
         # ArrowInvalid, OSError, ArrowMemoryError for absurd sizes, UnicodeDecodeError, KeyError.
+        if type(error) in (MemoryError, RowError, *but):
+            raise
         raise RowError(reason) from None
 
 
@@ -223,12 +231,15 @@ def _other_columns(names: list[str], read: Collection[str]) -> tuple[str, ...]:
 
 def _row(block: Block, index: int, other: tuple[str, ...]) -> Row:
     """One row as plain values; columns that are not read stand in it as None, for messages."""
-    try:
-        values: Row = block.slice(index, 1).to_pylist()[0]
-    except UnicodeDecodeError:
-        raise RowError("a text is not valid UTF-8") from None
-    except Exception:
-        raise RowError("a value cannot be read, as of a date out of range") from None
+
+    def read() -> Row:
+        try:
+            values: Row = block.slice(index, 1).to_pylist()[0]
+        except UnicodeDecodeError:
+            raise RowError("a text is not valid UTF-8") from None
+        return values
+
+    values: Row = guard(read, "a value cannot be read, as of a date out of range")
     for key, value in values.items():
         texts, data = _weigh(value)
         if texts > MAX_ROW_BYTES:
