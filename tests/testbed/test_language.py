@@ -190,15 +190,6 @@ def test_a_kind_alone_is_asked_again_about_something_else() -> None:
     assert max(number) > 2 and sum(number) > 60
 
 
-@pytest.mark.parametrize("lesson", ["placing", "relating", "counting", "combining"])
-def test_lessons_are_functions_of_split_and_index(lesson: str) -> None:
-    made = getattr(language, lesson)
-    for index in range(60):
-        talk = made("train", index)
-        assert talk and talk == made("train", index)
-    assert made("train", 6) != made("test", 6)
-
-
 @pytest.mark.parametrize(
     ("place", "other", "answer"),
     [
@@ -208,19 +199,6 @@ def test_lessons_are_functions_of_split_and_index(lesson: str) -> None:
 )  # fmt: skip
 def test_how_two_places_lie(place: str, other: str, answer: str) -> None:
     assert lies(place, other) == answer
-
-
-def test_halves_of_a_relation_name_what_is_there() -> None:
-    kinds: Counter[str] = Counter()
-    for index in range(60):
-        scene, _ = playroom.text_item(2, "text", index)
-        places = {item.name: item.place for item in scene.objects}
-        for question in language._places(scene, Dice(3, index)):
-            kinds[question.kind] += 1
-            if question.kind == "place":
-                (name,) = [name for name in places if question.text.rstrip(":?").endswith(name)]
-                assert question.answer == places[name]
-    assert kinds["place"] > 100 and kinds["places"] > 15
 
 
 def test_unknown_split_is_named() -> None:

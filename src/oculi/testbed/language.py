@@ -16,10 +16,9 @@ from dataclasses import dataclass
 
 from oculi.errors import DataError, nearest
 from oculi.testbed import drills, playroom
-from oculi.testbed.interview import different, interview, lies
+from oculi.testbed.interview import interview
 from oculi.testbed.questions import Question
-from oculi.testbed.scene import Scene
-from oculi.testbed.vocabulary import PLACES, Dice
+from oculi.testbed.vocabulary import Dice
 from oculi.testbed.words import WORDS
 
 SKILLS = ("add", "subtract", "copy", "spell", "sort numbers", "sort words", "reverse")
@@ -55,15 +54,6 @@ _ASK: dict[str, tuple[str, ...]] = {
     ),
     "reverse": ("Reverse: {}", "Reverse this list: {}", "Backwards: {}", "Last to first: {}"),
 }  # fmt: skip
-_PLACE = (
-    "Where is the {}?", "At which place is the {}?", "What is the place of the {}?", "Place of the {}:",
-)  # fmt: skip
-_PLACES = (
-    "Where is {0} relative to {1}: left, right, above or below?",
-    "Is {0} to the left, to the right, above or below {1}?",
-    "Seen from {1}, where is {0}: left, right, above or below?",
-    "Compared with {1}, is {0} left, right, above or below?",
-)
 
 
 _DRILLS = (
@@ -156,10 +146,8 @@ def _read_through(
     """
     scene, _ = playroom.text_item(level, _SCENES[split], index)
     questions = interview(scene, n, roll, choices, kinds)
-    return _asked(scene, questions, roll) if questions else []
-
-
-def _asked(scene: Scene, questions: Sequence[Question], roll: Dice) -> list[Turn]:
+    if not questions:
+        return []
     described = playroom.describe_scene(scene, roll.below(30))
     prompts = [question.text for question in questions]
     prompts[0] = roll.pick(_FRAMES).format(scene=described, question=prompts[0])
@@ -217,63 +205,6 @@ def choosing(split: str, index: int) -> list[Turn]:
     roll, kind = _roll(split, index, 16), index // 2 % 4
     if kind < 2:
         return _read_through(1 + kind, split, index, 6, roll, choices=3)
-    return _read_through(2, split, index, 7, roll, kinds=_HARD) or _looked_up(drills.chosen, roll)
-
-
-def _alone(kind: str, split: str, index: int, roll: Dice) -> list[Turn]:
-    """Return a dialogue on a level 2 scene that was made for this kind, and of nothing else."""
-    words = _SCENES[split]
-    scene, _ = playroom.text_item(2, words, playroom.of_kinds(2, words, (kind,), index))
-    questions = different(scene, 6, roll, [kind] * 12, words)
-    if not questions:  # the scene's own question is of another form than those asked here
-        return chosen(split, index)
-    return _asked(scene, questions, roll)
-
-
-def _places(scene: Scene, roll: Dice) -> list[Question]:
-    """Ask for the places of objects that have a name of their own, and how two places lie."""
-    names = [item.name for item in scene.objects]
-    single = [item for item in scene.objects if names.count(item.name) == 1]
-    asked = [
-        Question("place", roll.pick(_PLACE).format(item.name), item.place)
-        for item in roll.shuffled(single)
-    ]
-    first, second = roll.some(PLACES, 2)
-    if answer := lies(first, second):
-        asked.append(Question("places", roll.pick(_PLACES).format(first, second), answer))
-    return asked
-
-
-def placing(split: str, index: int) -> list[Turn]:
-    """Return both halves of a relation, alone: where an object is, and how two places lie."""
-    roll, words = _roll(split, index, 20), _SCENES[split]
-    scene, _ = playroom.text_item(2, words, index)
-    questions = roll.shuffled(_places(scene, roll))
-    return _asked(scene, questions, roll) if questions else chosen(split, index)
-
-
-def relating(split: str, index: int) -> list[Turn]:
-    """Return where objects are, seen from each other; every third time the halves of that."""
-    if index % 3 == 0:
-        return placing(split, index)
-    return _alone("relation", split, index, _roll(split, index, 17))
-
-
-def counting(split: str, index: int) -> list[Turn]:
-    """Return how many objects have a colour, a shape, a size; every other time how they lie."""
-    kind = ("count", "relation")[index % 2]
-    return _alone(kind, split, index, _roll(split, index, 18))
-
-
-def combining(split: str, index: int) -> list[Turn]:
-    """Return what combines several objects, every other time, so that nothing else is forgotten."""
-    if index % 2:
-        return dialogue(split, index)
-    roll, turn = _roll(split, index, 19), index // 2 % 4
-    if turn < 2:
-        return _alone(("relation", "count")[turn], split, index, roll)
-    if turn == 2:
-        return _read_through(2, split, index, 6, roll, choices=3)
     return _read_through(2, split, index, 7, roll, kinds=_HARD) or _looked_up(drills.chosen, roll)
 
 
