@@ -37,6 +37,28 @@ def aurora_tiny() -> Recipe:
     learn at, a lower one for the LLM; the last stage keeps the paper's distance to the second, one to
     twenty.
     """
+    return Recipe(
+        name="aurora_tiny",
+        summary="AuroraEdge-V on the testbed: Playroom's levels 1 and 2, 36 patches to 9 tokens",
+        model=ModelSpec(
+            llm=LLM,
+            vision=TowerSpec(init_from=TOWER, layer=-1, final_norm=True),
+            images=ImageSpec(mode="native", min_patches=PATCHES, max_patches=PATCHES),
+            compress=MlpSpec(patches=PATCHES, tokens=TOKENS),
+            fusion=FusionSpec(kind="combined"),
+            image_attention="causal",
+            attention="eager",  # faster than SDPA on a CPU, docs/log.md
+        ),
+        stages=_stages(),
+        evals=(
+            EvalSpec(task="playroom:1", limit=600),
+            EvalSpec(task="playroom:2", limit=600, only_at_end=True),
+            EvalSpec(task="playroom:1:pairs", limit=300, only_at_end=True),
+        ),
+    )
+
+
+def _stages() -> tuple[Stage, Stage, Stage]:
     data = tuple(PlayroomSource(level=n, samples=1_000_000, questions=5) for n in (1, 2))
     harder = (
         _drawn(level=1, questions=5, weight=0.3),
@@ -82,22 +104,4 @@ def aurora_tiny() -> Recipe:
             "trainable": {"vision.*": None, "compress.*": None, "fusion.*": None, "llm.*": 7e-6},
         }
     )
-    return Recipe(
-        name="aurora_tiny",
-        summary="AuroraEdge-V on the testbed: Playroom's levels 1 and 2, 36 patches to 9 tokens",
-        model=ModelSpec(
-            llm=LLM,
-            vision=TowerSpec(init_from=TOWER, layer=-1, final_norm=True),
-            images=ImageSpec(mode="native", min_patches=PATCHES, max_patches=PATCHES),
-            compress=MlpSpec(patches=PATCHES, tokens=TOKENS),
-            fusion=FusionSpec(kind="combined"),
-            image_attention="causal",
-            attention="eager",  # faster than SDPA on a CPU, docs/log.md
-        ),
-        stages=(vision, llm, joint),
-        evals=(
-            EvalSpec(task="playroom:1", limit=600),
-            EvalSpec(task="playroom:2", limit=600, only_at_end=True),
-            EvalSpec(task="playroom:1:pairs", limit=300, only_at_end=True),
-        ),
-    )
+    return vision, llm, joint
