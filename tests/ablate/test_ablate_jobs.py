@@ -13,7 +13,7 @@ import torch
 from helpers import Tiny, tiny_recipe
 from oculi.ablate import jobs
 from oculi.ablate.jobs import Job, done
-from oculi.errors import AblationError, OculiError
+from oculi.errors import AblationError, NoUsableCheckpointError, OculiError
 
 
 def plan(tiny: Tiny, folder: Path, rows: int = 2) -> list[Job]:
@@ -40,14 +40,18 @@ def test_side_by_side_is_as_one_after_another(tiny: Tiny, tmp_path: Path) -> Non
     assert [(one.job.seed, one.trained) for one in again] == [(0, False), (1, False), (2, True)]
 
 
+class Fails(Job):
+    """A run that ends with an error of its own exit code."""
+
+    def do(self) -> jobs.Result:
+        raise NoUsableCheckpointError("all checkpoints are damaged")
+
+
 def test_a_failure_keeps_its_message_and_code(tiny: Tiny, tmp_path: Path) -> None:
-    (first, second) = plan(tiny, tmp_path)
-    (tmp_path / second.name / "ablate").mkdir(parents=True)
-    (tmp_path / second.name / "ablate" / "ended.json").write_text("{}")
-    (tmp_path / second.name / "recipe.yaml").write_text(first.recipe.to_yaml())
-    with pytest.raises(AblationError, match=r"row-seed1: .* was trained with another recipe") as e:
-        list(done([second], 2, print))
-    assert e.value.exit_code == AblationError.exit_code
+    (job,) = plan(tiny, tmp_path, 1)
+    with pytest.raises(AblationError, match="row-seed0: all checkpoints are damaged") as raised:
+        list(done([Fails(**vars(job))], 2, print))
+    assert raised.value.exit_code == NoUsableCheckpointError.exit_code != AblationError.exit_code
 
 
 class Dies(Job):

@@ -321,3 +321,10 @@ def test_want_of_memory_is_no_fault_of_the_file() -> None:
         guard(short)
     with pytest.raises(RowError, match="damaged"):
         guard(absurd)
+
+    class Block:
+        def validate(self, full: bool) -> None:
+            short()
+
+    with pytest.raises(MemoryError):
+        columnar.validated(Block())

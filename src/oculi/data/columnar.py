@@ -172,8 +172,8 @@ def guard(step: Any, reason: str = DAMAGED, but: tuple[type[Exception], ...] = (
 def validated(block: Block) -> Block:
     """Check offsets of a block, before which none of its values may be touched."""
     try:
-        block.validate(full=True)
-    except Exception:
+        guard(lambda: block.validate(full=True))
+    except RowError:
         # Text that is not UTF-8 is an offence of its row alone, which reading that row will show.
         guard(lambda: _as_bytes(block).validate(full=True))
     most = 8 * block.nbytes + _FREE_ROWS

@@ -52,14 +52,14 @@ def aurora_tiny() -> Recipe:
         stages=_stages(),
         evals=(
             EvalSpec(task="playroom:1", limit=600),
-            EvalSpec(task="playroom:2", limit=600, only_at_end=True),
+            EvalSpec(task="playroom:2", limit=1200, only_at_end=True),
             EvalSpec(task="playroom:1:pairs", limit=300, only_at_end=True),
         ),
     )
 
 
 def _stages() -> tuple[Stage, Stage, Stage]:
-    data = tuple(PlayroomSource(level=n, samples=1_000_000, questions=5) for n in (1, 2))
+    data = tuple(_drawn(level=n, questions=5) for n in (1, 2))
     harder = (
         _drawn(level=1, questions=5, weight=0.3),
         _drawn(level=2, questions=6, weight=0.9),
