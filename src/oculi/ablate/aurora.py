@@ -24,7 +24,7 @@ MLP, CONV, MAXPOOL = "mlp", "conv", "maxpool"
 NOTES = (
     "Playroom's levels 1 and 2, an LLM of 2.6M parameters and a tower of 5 blocks, 36 patches to 9 "
     "tokens instead of 256 to 64. Scores are exact match on 2,000 held-out questions of level 2.",
-    "Two stages, 4,800 pictures with up to five questions each; the paper's third one is left out, and "
+    "Two stages, 4,800 pictures with up to six questions each; the paper's third one is left out, and "
     "its data are others.",
     "Cross blocks start by changing nothing instead of from a standard normal (docs/aurora.md).",
 )

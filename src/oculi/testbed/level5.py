@@ -129,7 +129,7 @@ def _spots(plan: Plan, room: tuple[float, float], taken: list[Box], roll: Dice) 
             break
         r = radii[len(spots)]
         new = Spot(roll.between(r, room[0] - r), roll.between(r, room[1] - r), r)
-        others = [spot for spot, its in zip(spots, listed, strict=False) if its]
+        others = [spot for spot, its in zip(spots, listed[: len(spots)], strict=True) if its]
         abreast = listed[len(spots)] and any(abs(new.x - spot.x) < ACROSS for spot in others)
         if not abreast and _free(_box(new), taken):
             spots.append(new)

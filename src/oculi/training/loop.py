@@ -155,10 +155,10 @@ def _not_finite(
     ranks: Ranks,
 ) -> NonFiniteError:
     """Names the samples of micro-batches whose own loss is not finite, or of all if there is none."""
-    finite = [bool(torch.isfinite(one)) for one in each]
     # A rank with less to do has run empty batches behind its own.
-    suspects = [b.sample_ids for b, fine in zip(batches, finite, strict=False) if not fine]
-    others = [b.sample_ids for b, fine in zip(batches, finite, strict=False) if fine]
+    finite = [bool(torch.isfinite(one)) for one in each[: len(batches)]]
+    suspects = [b.sample_ids for b, fine in zip(batches, finite, strict=True) if not fine]
+    others = [b.sample_ids for b, fine in zip(batches, finite, strict=True) if fine]
     found = ranks.gather((suspects, others))
     suspects, others = ([ids for its in found for ids in its[kind]] for kind in (0, 1))
     few = [name for ids in suspects or others for name in ids[:4]][:8]
