@@ -61,7 +61,6 @@ SMALL_VIDEO = [
 ]
 SMALL_VORA = [*SMALL_PAPER, "model.lora.rank=4", "model.lora.blocks=5"]
 SMALL = {  # of recipes at the size of a paper, or of three stages
-    "vora_see_tiny": SMALL_TINY,
     "aurora_tiny": SMALL_TINY,
     "aurora": SMALL_AURORA,
     "aurora_16": SMALL_AURORA,

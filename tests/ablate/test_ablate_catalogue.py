@@ -150,7 +150,7 @@ def test_anyres_pre_trains_on_squares_and_cuts_cells_natively() -> None:
     assert square.stages == (*before, last.model_copy(update={"images": None}))
     processor = build_processor(square.model)
     sizes = [tuple(map(int, name.split("x"))) for name in found.tasks]
-    pre, fine = (recut(processor, native.images_of(n)).image_processor for n in (1, 2))
+    pre, fine = (recut(processor, native.images_of(n)).image_processor for n in (0, 1))
     assert all(pre.grid(*size) == (6, 6) for size in sizes)
     for width, height in sizes:  # whole patches, none of them scaled
         assert fine.grid(width, height) == (height / 14, width / 14)

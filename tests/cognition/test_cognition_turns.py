@@ -230,7 +230,13 @@ def test_settings_of_a_stage() -> None:
     with pytest.raises(RecipeError, match="asks nothing"):
         override(recipe, ["stages.1.cognition={}"])
     with pytest.raises(RecipeError, match="lm learns"):
-        override(recipe, ["stages.0.cognition={pixels: {}}"])
+        override(
+            recipe,
+            [
+                "stages.0.cognition={pixels: {}}",
+                "stages.0.objectives=[{kind: distill, teacher: here}]",
+            ],
+        )
     with pytest.raises(RecipeError, match=r'unknown key "stages.1.cognition.pixels.levls".*levels'):
         override(recipe, ["stages.1.cognition={pixels: {levls: 3}}"])
     made = override(recipe, ["stages.1.cognition={pixels: {levels: 10}}"]).stages[1].cognition

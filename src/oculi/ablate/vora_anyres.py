@@ -116,7 +116,7 @@ anyres = Ablation(
     rows=(
         Row(FIXED, (), ("square", "square"), {"VQAv2": "76.0", "POPE": "84.5", "TQA": "56.3"}),
         Row(
-            NATIVE, (f"stages.2.images={_NATIVE.model_dump_json()}",), ("square", "native"),
+            NATIVE, (f"stages.1.images={_NATIVE.model_dump_json()}",), ("square", "native"),
             {"VQAv2": "76.0", "POPE": "85.5", "TQA": "58.7"},
         ),
     ),
@@ -161,6 +161,7 @@ anyres = Ablation(
         f"{', '.join(str(side) for side in sorted((*SIDES, *_BETWEEN)))} pixels, alike; the cells are "
         "among them. Both rows see the same pictures in the same order, the first one padded to a "
         f"square and scaled to {SQUARE} pixels. The paper fine-tunes on LLaVA-665K.",
-        "Playroom's level 1, an LLM of 2.6M parameters. Scores are exact match by free generation.",
+        "Pre-training is vora_see_tiny's: levels 1 and 2, and text.",
+        "Asked about Playroom's level 1, an LLM of 2.6M parameters. Scores are exact match by free generation.",
     ),
 )  # fmt: skip
