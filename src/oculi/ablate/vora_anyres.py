@@ -162,6 +162,7 @@ anyres = Ablation(
         "among them. Both rows see the same pictures in the same order, the first one padded to a "
         f"square and scaled to {SQUARE} pixels. The paper fine-tunes on LLaVA-665K.",
         "Pre-training is vora_see_tiny's: levels 1 and 2, and text.",
-        "Asked about Playroom's level 1, an LLM of 2.6M parameters. Scores are exact match by free generation.",
+        "Asked about Playroom's level 1; an LLM of 2.6M parameters. Scores are exact match by free "
+        "generation.",
     ),
 )  # fmt: skip
