@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from oculi.recipe import (
     EvalSpec,
     FusionSpec,
     ImageSpec,
     MlpSpec,
     ModelSpec,
-    PlayroomSource,
     Recipe,
     Stage,
     TowerSpec,
 )
-from oculi.recipes.tiny import LLM
+from oculi.recipes.tiny import LLM, drawn
 
 TOWER = "testbed:aimv2"
 PATCHES, TOKENS = 36, 9
-
-
-def _drawn(**settings: Any) -> PlayroomSource:
-    return PlayroomSource(samples=1_000_000, **settings)
 
 
 def aurora_tiny() -> Recipe:
@@ -59,12 +52,12 @@ def aurora_tiny() -> Recipe:
 
 
 def _stages() -> tuple[Stage, Stage, Stage]:
-    data = tuple(_drawn(level=n, questions=5) for n in (1, 2))
+    data = tuple(drawn(level=n, questions=5) for n in (1, 2))
     harder = (
-        _drawn(level=1, questions=5, weight=0.3),
-        _drawn(level=2, questions=6, weight=0.9),
-        _drawn(level=2, questions=4, weight=0.35, kinds=("relation",)),
-        _drawn(level=2, questions=4, weight=0.2, kinds=("count",)),
+        drawn(level=1, questions=5, weight=0.3),
+        drawn(level=2, questions=6, weight=0.9),
+        drawn(level=2, questions=4, weight=0.35, kinds=("relation",)),
+        drawn(level=2, questions=4, weight=0.2, kinds=("count",)),
     )
     connectors = {"vision.connector.*": None, "compress.*": None, "fusion.*": None}
     vision = Stage(
