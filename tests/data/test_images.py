@@ -12,6 +12,7 @@ import sys
 import warnings
 import zlib
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -288,6 +289,34 @@ def test_a_root_that_is_a_link_and_a_reference_without_root(root: Path) -> None:
     assert image_ref("in.png", link).size() == (3, 2)
     assert image_ref(str(root / "in.png"), link).size() == (3, 2)
     assert ImageRef(path=root / "outer.png").size() == (3, 2)
+
+
+def test_a_signal_at_any_moment_of_opening_comes_out_as_it_is(root: Path) -> None:
+    """A run that is asked to stop ended in "Bad file descriptor": the file had been closed already."""
+    places = {images.open_file.__code__.co_filename, os.fdopen.__code__.co_filename}
+    moment, reached = 0, True
+    while reached:
+        moment, reached, seen = moment + 1, False, 0
+
+        def interrupt(frame: FrameType, event: str, value: Any) -> Any:
+            nonlocal reached, seen
+            del value  # the traceback would keep the file open
+            seen += frame.f_code.co_filename in places
+            if seen == moment and not reached:  # noqa: B023
+                reached = True
+                raise KeyboardInterrupt
+            return interrupt
+
+        before = sys.gettrace()
+        sys.settrace(interrupt)
+        try:
+            images.open_file(Path("in.png"), root, "in.png").close()
+            assert not reached
+        except KeyboardInterrupt:
+            assert reached
+        finally:
+            sys.settrace(before)
+    assert moment > 20
 
 
 def test_a_reference_is_a_path_or_bytes() -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,12 +83,13 @@ def forked(task: Callable[[], object]) -> int:
     torch.set_num_threads(1)  # threads that were there before the fork are waited for without end
     code = 1
     try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         task()
         code = 0
     except OculiError as error:
         code = error.exit_code
     finally:
+        if code == 1:  # pytest shows it where the test fails
+            os.write(2, traceback.format_exc().encode())
         os._exit(code)
 
 

@@ -203,7 +203,8 @@ def open_file(path: Path, root: Path | None, name: str, limit: int | None = MAX_
         # After realpath no part is a link; one that appears in between must not be followed,
         # and opening a named pipe must not wait for its writer.
         flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-        number = os.open(real, flags | getattr(os, "O_BINARY", 0))
+        flags |= getattr(os, "O_BINARY", 0)
+        file = open(real, "rb", opener=lambda name, _: os.open(name, flags))  # noqa: SIM115
     except (FileNotFoundError, NotADirectoryError):
         raise ImageError(MISSING, name) from None
     except IsADirectoryError:
@@ -215,12 +216,11 @@ def open_file(path: Path, root: Path | None, name: str, limit: int | None = MAX_
     except OSError:
         raise ImageError(UNOPENED, name) from None
     try:
-        # Before fdopen, which refuses a folder and leaves it open.
-        _check_status(os.fstat(number), name, limit)
-        return os.fdopen(number, "rb")
-    except BaseException:
-        os.close(number)
+        _check_status(os.fstat(file.fileno()), name, limit)
+    except ImageError:
+        file.close()
         raise
+    return file
 
 
 def _check_status(status: os.stat_result, name: str, limit: int | None) -> None:
