@@ -9,7 +9,7 @@ import torch
 from oculi.batch import Batch
 
 CHANNELS = 12
-SHAPED = ("positions_BT", "segments_BT", "images_BT", "prompt_BT")
+SHAPED = ("positions_BT", "segments_BT", "images_BT", "prompt_BT", "branches_BT")
 
 
 @pytest.fixture
@@ -26,6 +26,7 @@ def batch() -> Batch:
         patches_PC=torch.zeros(2, CHANNELS, dtype=torch.uint8),
         grids_N2=torch.tensor([[1, 2]]),
         sample_ids=("a", "b"),
+        branches_BT=torch.zeros(1, 8, dtype=torch.int64),
     )
 
 
@@ -70,6 +71,7 @@ def test_moving_keeps_everything_and_grids_on_the_cpu(batch: Batch) -> None:
     tensors = [f.name for f in fields(Batch) if f.name not in ("sample_ids", "grids_N2")]
     assert {getattr(moved, name).device.type for name in tensors} == {"meta"}
     assert all(getattr(moved, n).dtype == getattr(batch, n).dtype for n in tensors)
+    assert replace(batch, branches_BT=None).to("meta").branches_BT is None
 
 
 def test_inputs_are_the_models_keywords(batch: Batch) -> None:

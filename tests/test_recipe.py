@@ -242,6 +242,12 @@ def test_rules_between_fields() -> None:
     )
     assert "merges LoRA, but the model has none" in problem({"model.lora": None})
     assert "two stages have one name" in problem({"stages.1.name": "pretrain", "seed": 0})
+    both = problem({"stages.0.single_turns": 0.6, "stages.0.separate_turns": 0.6})
+    assert "together they are at most 1" in both
+    mutual = {"model.image_attention": "mutual", "stages.1.separate_turns": 0.5}
+    assert "stages.1.separate_turns: under model.image_attention" in problem(mutual)
+    fused = {"model.fusion": {"kind": "decoder"}, "stages.1.separate_turns": 0.5}
+    assert "stages.1.separate_turns: model.fusion reads a row" in problem(fused)
     assert "occurs twice" in problem({"stages.0.objectives": [{"kind": "lm"}, {"kind": "lm"}]})
     assert "init_from" in problem({"model.vision": {"kind": "patch_embed", "patch_size": 4}})
     assert "max_patches" in problem({"model.images": {"min_patches": 9, "max_patches": 8}})

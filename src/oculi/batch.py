@@ -9,6 +9,13 @@ and ``B`` (text)::
     segments     0  0   0   0   0   1   1   -1
     images      -1  0   0  -1  -1  -1  -1   -1
     positions    0  1   2   3   4   0   1    0
+
+A sample of which the turns stand side by side (``separate_turns``) has branches: ``p`` and an image that
+both see, then ``e f`` and ``g h``::
+
+    tokens       p  #   #   e   f   g   h
+    branches     0  0   0   1   1   2   2
+    positions    0  1   2   3   4   3   4
 """
 
 from dataclasses import dataclass, fields, replace
@@ -24,7 +31,7 @@ class Batch:
 
     Attributes:
         tokens_BT: int64; image positions hold the image token's id.
-        positions_BT: int64, restarting in every sample.
+        positions_BT: int64, restarting in every sample, and where a sample branches.
         segments_BT: int64, the sample of a token within its row, -1 for padding.
         images_BT: int64, the image of a token, -1 for text; ids count up over the whole batch.
         prompt_BT: bool, tokens before the first answer of their sample.
@@ -33,6 +40,8 @@ class Batch:
         patches_PC: uint8, patches of all images in order.
         grids_N2: int64, rows and columns of each image.
         sample_ids: the samples in it, for messages.
+        branches_BT: int64, the branch of a token within its sample, 0 for what all of them see; None
+            where no sample branches.
     """
 
     tokens_BT: Tensor
@@ -45,14 +54,14 @@ class Batch:
     patches_PC: Tensor
     grids_N2: Tensor
     sample_ids: tuple[str, ...] = ()
+    branches_BT: Tensor | None = None
 
     def __post_init__(self) -> None:
         shape = self.tokens_BT.shape
-        for name in ("positions_BT", "segments_BT", "images_BT", "prompt_BT"):
-            if getattr(self, name).shape != shape:
-                raise ValueError(
-                    f"{name} is {tuple(getattr(self, name).shape)}, tokens {tuple(shape)}"
-                )
+        for name in ("positions_BT", "segments_BT", "images_BT", "prompt_BT", "branches_BT"):
+            found = getattr(self, name)
+            if found is not None and found.shape != shape:
+                raise ValueError(f"{name} is {tuple(found.shape)}, tokens {tuple(shape)}")
         if self.label_rows_R.shape != self.targets_R.shape:
             raise ValueError("label_rows_R and targets_R differ in length")
         if self.patches_PC.device.type != "cpu":
@@ -87,7 +96,7 @@ class Batch:
         moved = {
             field.name: getattr(self, field.name).to(device, non_blocking=True)
             for field in fields(self)
-            if field.name not in ("sample_ids", "grids_N2")
+            if isinstance(getattr(self, field.name), Tensor) and field.name != "grids_N2"
         }
         return replace(self, **moved)
 
@@ -98,6 +107,7 @@ class Batch:
             "input_ids": self.tokens_BT,
             "position_ids": self.positions_BT,
             "segment_ids": self.segments_BT,
+            "branch_ids": self.branches_BT,
             "image_ids": self.images_BT,
             "prompt_mask": self.prompt_BT,
             "pixel_values": self.patches_PC if has_images else None,

@@ -101,8 +101,15 @@ class Stage(Strict):
     single_turns: Share = Field(
         0.0, description="share of draws that learn one turn with the images, without its history"
     )
+    separate_turns: Share = Field(
+        0.0,
+        description="share of draws that learn every turn with the images and without the others: side "
+        "by side, the images once",
+    )
     plain_turns: Share = Field(
-        0.0, description="share of the draws that single_turns cuts out that drop the question too"
+        0.0,
+        description="share of the turns that single_turns and separate_turns part from the others that "
+        "drop the question too",
     )
     crop: Float = Field(
         0.0,
@@ -151,6 +158,11 @@ class Stage(Strict):
         kinds = [objective.kind for objective in self.objectives]
         if len(set(kinds)) != len(kinds):
             raise ValueError(f"an objective occurs twice in {', '.join(kinds)}")
+        if self.single_turns + self.separate_turns > 1:
+            raise ValueError(
+                f"single_turns {self.single_turns} and separate_turns {self.separate_turns} are shares "
+                "of the same draws: together they are at most 1"
+            )
         if self.cognition is not None and not self.answers:
             raise ValueError(
                 "cognition asks for answers, which the objective lm learns; it lacks it"
@@ -223,6 +235,21 @@ class Recipe(Strict):
                 f"stage {merges[0]} merges LoRA, but model.lora is routed: it acts on image tokens "
                 "alone, and a merged weight would act on text as well; set merge_lora=false"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _branches(self) -> Recipe:
+        for number, stage in enumerate(self.stages):
+            if stage.separate_turns and self.model.fusion is not None:
+                raise ValueError(
+                    f"stages.{number}.separate_turns: model.fusion reads a row in its order, so turns "
+                    "cannot stand side by side in it; use single_turns"
+                )
+            if stage.separate_turns and self.model.image_attention == "mutual":
+                raise ValueError(
+                    f'stages.{number}.separate_turns: under model.image_attention "mutual" an image '
+                    "reads the question, and side by side there are several; use single_turns"
+                )
         return self
 
     @model_validator(mode="after")

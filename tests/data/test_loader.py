@@ -11,9 +11,11 @@ import torch
 
 from helpers import HOSTILE, Drawn, mixture, sample, write_rows
 from oculi.batch import Batch
+from oculi.data.branches import encode_branches, positions
 from oculi.data.feeding import make_loader
 from oculi.data.loader import Steps, collate, encode_sample
 from oculi.data.source import open_source
+from oculi.data.turns import side_by_side
 from oculi.errors import DataError
 from oculi.recipe import FileSource
 
@@ -87,6 +89,51 @@ def test_single_turns_are_drawn_by_position(processor: Any) -> None:
     assert all(
         same(a, b) for a, b in zip(later[2], steps(processor, single_turns=0.5)[2], strict=True)
     )
+
+
+def test_turns_side_by_side_share_their_pictures(processor: Any) -> None:
+    talk = sample(
+        "talk", ("#", "#", "\nWhat?"), "a cup", "Which colour?", "dark red", "Why?", "paint",
+        images=(Drawn(8, 8, 1), Drawn(12, 4, 2)),
+    )  # fmt: skip
+    alone = [encode_sample(turn, processor) for turn in side_by_side(talk)]
+    together = encode_sample(replace(talk, separate=True), processor)
+    assert together.branches is not None
+    branches, ids = np.array(together.branches), np.array(together.input_ids)
+    labels, places = np.array(together.labels), positions(together.branches)
+    for number, turn in enumerate(alone, 1):
+        seen = (branches == 0) | (branches == number)
+        assert ids[seen].tolist() == turn.input_ids and labels[seen].tolist() == turn.labels
+        assert places[seen].tolist() == list(range(len(turn.input_ids)))
+    assert together.grids == alone[0].grids and together.image_spans == alone[0].image_spans
+    batch = collate([[("talk", together)], [("text", alone[1])]], CHANNELS)
+    assert batch.branches_BT is not None and not batch.branches_BT[1].any()
+    assert batch.branches_BT[0, : len(branches)].tolist() == branches.tolist()
+    assert collate([[("text", alone[1])]], CHANNELS).branches_BT is None
+
+
+def test_turns_that_do_not_begin_alike_cannot_share(processor: Any) -> None:
+    turns = [[("user", ["Hi", Drawn(8, 8).load()]), ("assistant", ["Hello"])] for _ in range(2)]
+    turns[1][0][1][0] = "Ho"
+    with pytest.raises(ValueError, match="begin alike"):
+        encode_branches(processor, turns)
+
+
+def test_turns_side_by_side_are_measured_as_they_are_encoded(processor: Any) -> None:
+    """So ranks that measure, and the one that decodes, make the same rows."""
+    talk = ("#", "\nWhat?"), "a cup", "Which colour?", "red"
+    pictures = [Drawn(8, 4 * n) for n in range(1, 6)]
+    source = [sample(f"{p.height}", *talk, images=(p,)) for p in pictures] + mixture()
+    settings = {"separate_turns": 0.7, "plain_turns": 0.3, "micro_rows": 1}
+    alone = steps(processor, source, **settings)
+    ranks = [steps(processor, source, **settings, rank=rank, ranks=2) for rank in (0, 1)]
+    branched = 0
+    for n in range(6):
+        rows = [batch.sample_ids for batch in alone[n]]
+        assert [batch.sample_ids for batch in ranks[0][n]] == rows[::2]
+        assert [batch.sample_ids for batch in ranks[1][n]] == rows[1::2]
+        branched += sum(batch.branches_BT is not None for batch in alone[n])
+    assert branched > 1
 
 
 def test_crops_change_pixels_alone_and_are_drawn_by_position(processor: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 from helpers import Drawn, mixture, sample
 from oculi.data.sample import ImageSlot, Message, Sample
 from oculi.data.source import PlayroomRows
-from oculi.data.turns import TurnDraws, plain, single_turn, turns
+from oculi.data.turns import TurnDraws, plain, separable, side_by_side, single_turn, turns
 from oculi.recipe import PlayroomSource
 
 TALK = sample(
@@ -93,6 +93,56 @@ def test_a_sample_that_says_so_stays_whole() -> None:
     assert all(TurnDraws(0, 1.0, 1.0)(position, whole) is whole for position in range(20))
     drawn = PlayroomRows(PlayroomSource(level=1, samples=1, questions=5))[0]
     assert turns(drawn) > 2 and TurnDraws(0, 1.0)(0, drawn) is drawn
+
+
+FIRST = sample(
+    "first", ("#", "\nWhat is it?"), "a cup", "Which colour?", "red", images=(Drawn(8, 8, 1),)
+)
+
+
+def test_turns_stand_side_by_side_where_all_pictures_come_first() -> None:
+    assert separable(FIRST) and not separable(TALK)  # which shows one later
+    assert not separable(sample("text", "Hi", "Hello"))
+    assert not separable(sample("last", ("What is ", "#"), "a cup", images=(Drawn(4, 4),)))
+    assert separable(replace(FIRST, messages=(Message("system", ("Be brief.",)), *FIRST.messages)))
+    alone = side_by_side(FIRST)
+    assert alone == [single_turn(FIRST, 0), single_turn(FIRST, 1)]
+
+
+def test_separate_draws_keep_their_share_beside_single_ones() -> None:
+    draws = TurnDraws(5, 0.3, separate=0.5)
+    drawn = [draws(n, FIRST) for n in range(6000)]
+    separate = sum(s.separate for s in drawn) / 6000
+    single = sum(len(s.messages) == 2 for s in drawn) / 6000
+    assert abs(separate - 0.5) < 0.025 and abs(single - 0.3) < 0.025
+    assert all(s.messages == FIRST.messages for s in drawn if s.separate)
+    assert draws(17, FIRST) == TurnDraws(5, 0.3, separate=0.5)(17, FIRST)
+
+
+def test_where_turns_cannot_stand_side_by_side_one_is_learnt_alone() -> None:
+    draws = TurnDraws(5, 0.0, separate=1.0)
+    assert all(len(draws(n, TALK).messages) == 2 for n in range(50))
+    whole = replace(TALK, whole=True)
+    assert all(draws(n, whole) is whole for n in range(50))
+    told = sample("told", "A cup is red. What is red?", "a cup", "Which colour has it?", "red")
+    assert all(draws(n, told) is told for n in range(50))
+    drawn = PlayroomRows(PlayroomSource(level=1, samples=1, questions=5))[0]
+    assert draws(0, drawn) == replace(drawn, separate=True)
+
+
+def test_plain_turns_side_by_side_lose_their_questions_one_by_one() -> None:
+    draws = TurnDraws(5, 0.0, 0.25, separate=1.0)
+    turned = [side_by_side(draws(n, FIRST)) for n in range(3000)]
+    lost = [[len(turn.messages[0].content) == 1 for turn in both] for both in turned]
+    for number in (0, 1):
+        assert abs(sum(both[number] for both in lost) / 3000 - 0.25) < 0.03
+    assert {tuple(both) for both in lost} == {(a, b) for a in (True, False) for b in (True, False)}
+    for both in turned:
+        for turn in both:
+            turn.validate(for_training=True)
+            assert turn.messages[0].content[0] == ImageSlot(0)
+    whole = replace(FIRST, whole=True)
+    assert draws(3, whole) == replace(whole, separate=True)
 
 
 def test_a_plain_turn_is_the_pictures_and_the_answer() -> None:

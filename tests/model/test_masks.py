@@ -79,6 +79,35 @@ def test_docstring_draws_the_same_pictures() -> None:
     assert "\n".join(lines) in (masks_oculi.__doc__ or "")
 
 
+BRANCHES = """
+    x . . . . . .
+    x x x . . . .
+    x x x . . . .
+    x x x x . . .
+    x x x x x . .
+    x x x . . x .
+    x x x . . x x"""
+
+
+def test_branches_see_what_they_share_and_themselves() -> None:
+    images, segments = torch.tensor([[-1, 0, 0, -1, -1, -1, -1]]), torch.zeros(1, 7).long()
+    branches = torch.tensor([[0, 0, 0, 1, 1, 2, 2]])
+    function = mask_function("bidirectional", images, segments, branches_BT=branches)
+    assert drawn(table(function, 7)) == picture(BRANCHES)
+    names = ["p  ", "#0 ", "#0 ", "e  ", "f  ", "g  ", "h  "]
+    lines = [f"    {name} {row}" for name, row in zip(names, picture(BRANCHES), strict=True)]
+    assert "\n".join(lines) in (masks_oculi.__doc__ or "")
+    with pytest.raises(ValueError, match="no sample may branch"):
+        mask_function("mutual", images, segments, segments.bool(), branches_BT=branches)
+
+
+def test_branches_go_with_segments(make_model: Any, make_inputs: Any) -> None:
+    inputs = make_inputs([[1, (2, 2), 3]])
+    branches = torch.zeros_like(inputs["input_ids"])
+    with pytest.raises(ValueError, match="branch_ids go with segment_ids"):
+        make_model("qwen2")(**inputs, branch_ids=branches)
+
+
 def test_adjacent_images_are_two_blocks() -> None:
     function = mask_function("bidirectional", torch.tensor([[-1, 0, 0, 1, 1, 1, -1]]))
     assert drawn(table(function, 7)) == picture("""

@@ -80,6 +80,17 @@ def test_no_pair_is_lost_and_whole_blocks_are_whole(policy: str, seed: int) -> N
 
 
 @pytest.mark.parametrize("policy", ["causal", "bidirectional"])
+def test_what_a_branch_does_not_see_is_asked_for(policy: str) -> None:
+    images, segments, prompt = packed(2, 900, 3)
+    branches = ((torch.arange(900) // 70) % 4).expand(2, 900) * (images < 0)
+    function = mask_function(policy, images, segments, prompt, branches_BT=branches)
+    mask = block_mask(function, key_spans(policy, images, segments, prompt, branches=True), 900)
+    allowed = dense(function, 2, 900, 900)
+    assert allowed.sum() < dense(mask_function(policy, images, segments, prompt), 2, 900, 900).sum()
+    assert_covers(mask, allowed)
+
+
+@pytest.mark.parametrize("policy", ["causal", "bidirectional"])
 def test_it_is_what_torch_finds_by_looking_at_every_pair(policy: str) -> None:
     images, segments, prompt = packed(2, 1024, 7)
     function = mask_function(policy, images, segments, prompt)

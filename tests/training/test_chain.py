@@ -39,7 +39,8 @@ def recipe(
         changes |= {
             f"stages.{stage}.steps": STEPS, f"stages.{stage}.data": mixture,
             f"stages.{stage}.checkpoint_every": 1000, f"stages.{stage}.crop": 0.3,
-            f"stages.{stage}.single_turns": 0.5, f"stages.{stage}.lr": 3e-3,
+            f"stages.{stage}.single_turns": 0.3, f"stages.{stage}.separate_turns": 0.4,
+            f"stages.{stage}.lr": 3e-3,
         }  # fmt: skip
     made = tiny_recipe(tiny, **changes)
     places = 8 + 4 + 5

@@ -19,7 +19,9 @@ from oculi.recipe import Recipe
 Direction = Literal["above", "below", "within"]
 SEEDS, QUICK_SEEDS = 3, 2
 # All of a stage that decides which samples a step sees; the number of steps does not.
-ORDER = frozenset({"name", "data", "batch", "length", "single_turns", "plain_turns", "crop"})
+ORDER = frozenset(
+    {"name", "data", "batch", "length", "single_turns", "plain_turns", "separate_turns", "crop"}
+)
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,14 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from oculi.batch import Batch
+from oculi.data.branches import encode_branches, length_of_branches
+from oculi.data.branches import positions as positions_of
 from oculi.data.crops import Crops
 from oculi.data.order import sample_numbers
 from oculi.data.packing import pack
 from oculi.data.sample import RowError, Sample
 from oculi.data.source import Source, pieces, sizes
-from oculi.data.turns import TurnDraws
+from oculi.data.turns import TurnDraws, side_by_side
 from oculi.errors import DataError
 
 if TYPE_CHECKING:
@@ -63,7 +65,12 @@ def encode_sample(
         raise RowError(str(error), sample.id, sample.source) from None
     if ask is not None:
         sample = ask(sample, pictures)
-    encoded = processor.encode(pieces(sample.messages, pictures))  # type: ignore[arg-type]
+    if sample.separate:
+        encoded = encode_branches(
+            processor, [pieces(turn.messages, pictures) for turn in side_by_side(sample)]
+        )
+    else:
+        encoded = processor.encode(pieces(sample.messages, pictures))  # type: ignore[arg-type]
     if encoded.prompt_length == len(encoded.input_ids):
         raise RowError("no answer tokens to learn from", sample.id, sample.source)
     return encoded
@@ -80,7 +87,7 @@ def collate(rows: Sequence[Sequence[tuple[str, Encoded]]], channels: int) -> Bat
     shape = (len(rows), width)
     tokens, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     segments, images = np.full(shape, -1, np.int64), np.full(shape, -1, np.int64)
-    prompt = np.zeros(shape, bool)
+    prompt, branches = np.zeros(shape, bool), np.zeros(shape, np.int64)
     label_rows: list[int] = []
     targets: list[int] = []
     patches: list[np.ndarray] = []
@@ -90,7 +97,11 @@ def collate(rows: Sequence[Sequence[tuple[str, Encoded]]], channels: int) -> Bat
         for s, (_, encoded) in enumerate(row):
             end = start + len(encoded.input_ids)
             tokens[r, start:end] = encoded.input_ids
-            positions[r, start:end] = np.arange(end - start)
+            if encoded.branches is None:
+                positions[r, start:end] = np.arange(end - start)
+            else:
+                positions[r, start:end] = positions_of(encoded.branches)
+                branches[r, start:end] = encoded.branches
             segments[r, start:end] = s
             prompt[r, start : start + encoded.prompt_length] = True
             images[r, start:end] = image_numbers(encoded, len(grids))
@@ -113,6 +124,7 @@ def collate(rows: Sequence[Sequence[tuple[str, Encoded]]], channels: int) -> Bat
         patches_PC=torch.from_numpy(flat),
         grids_N2=torch.tensor(grids, dtype=torch.int64).reshape(-1, 2),
         sample_ids=tuple(name for row in rows for name, _ in row),
+        branches_BT=torch.from_numpy(branches) if branches.any() else None,
     )
 
 
@@ -164,6 +176,7 @@ class Steps(Dataset[list[Batch]]):
         micro_rows: int,
         single_turns: float = 0.0,
         plain_turns: float = 0.0,
+        separate_turns: float = 0.0,
         crop: float = 0.0,
         asking: Asking | None = None,
         rank: int = 0,
@@ -172,7 +185,7 @@ class Steps(Dataset[list[Batch]]):
         self.source, self.processor, self.seed = source, processor, seed
         self.steps, self.batch = steps, batch
         self.pack_length, self.micro_rows = pack_length, micro_rows
-        self.drawn = TurnDraws(seed, single_turns, plain_turns)
+        self.drawn = TurnDraws(seed, single_turns, plain_turns, separate_turns)
         self.crops, self.asking = Crops(seed, crop), asking
         self.rank, self.ranks = rank, ranks
         self.channels = 3 * processor.image_processor.patch_size**2
@@ -236,6 +249,9 @@ class Steps(Dataset[list[Batch]]):
             shown = sizes(sample.images)
             if self.asking is not None:
                 sample = self.asking.measured(position, sample, shown)
+            if sample.separate:
+                turns = [pieces(turn.messages, shown) for turn in side_by_side(sample)]
+                return length_of_branches(self.processor, turns)
             return self.processor.length(pieces(sample.messages, shown))
         except DataError as error:
             raise RowError(str(error), sample.id, sample.source) from None

@@ -107,6 +107,8 @@ class Sample:
     Attributes:
         source: "file:line" where there is one.
         whole: not to be cut into single turns: whoever made it chose how many there are.
+        separate: its turns are learnt side by side, each with the pictures and none with another; then
+            all pictures begin the first user turn.
     """
 
     id: str
@@ -114,6 +116,7 @@ class Sample:
     images: tuple[ImageSource, ...] = ()
     source: str = ""
     whole: bool = False
+    separate: bool = False
 
     def validate(self, *, for_training: bool = False) -> None:
         """Check the rules every consumer relies on; raises RowError naming source and id.

@@ -47,6 +47,7 @@ def masks_of_call(
     image_ids: Tensor | None,
     attention_mask: Tensor | None,
     segment_ids: Tensor | None,
+    branch_ids: Tensor | None,
     prompt_mask: Tensor | None,
     cache: Cache | None,
     chosen: Tensor | None,
@@ -58,7 +59,8 @@ def masks_of_call(
     Args:
         config: of the model.
         embeds: [B, T, D].
-        image_ids, attention_mask, segment_ids, prompt_mask, cache: as the model's ``forward`` has them.
+        image_ids, attention_mask, segment_ids, branch_ids, prompt_mask, cache: as ``forward`` of the
+            model has them.
         chosen: what ``rows_of_last_block`` returned.
     """
     rows, length = embeds.shape[:2]
@@ -70,11 +72,14 @@ def masks_of_call(
         image_ids = torch.full((rows, length), -1, device=embeds.device)
     if segment_ids is not None and attention_mask is not None:
         raise ValueError("pass segment_ids or attention_mask, not both")
+    if branch_ids is not None and segment_ids is None:
+        raise ValueError("branch_ids go with segment_ids: pass both, as a batch does")
     build = partial(build_mask, config.text_config, dtype=embeds.dtype, device=embeds.device)
-    function = mask_function(policy, image_ids, segment_ids, prompt_mask, offset)
+    function = mask_function(policy, image_ids, segment_ids, prompt_mask, offset, branch_ids)
     spans = None
     if cache is None and attention_mask is None:
-        spans = partial(key_spans, policy, image_ids, segment_ids, prompt_mask)
+        branches = branch_ids is not None
+        spans = partial(key_spans, policy, image_ids, segment_ids, prompt_mask, branches)
     mask = build(
         function,
         attention_mask,

@@ -19,6 +19,18 @@ Images are blocks by *id*, not by runs of tokens, so two adjacent images stay ap
 3.3 and figure 3). ``mutual`` lets an image also read the prompt that follows it, never an answer:
 what an answer's token has written must not flow back into the states that predict it.
 
+A sample may branch: behind what its turns share (``p``, an image, branch 0) they stand side by side, and
+none sees another. Here turn 1 is ``e`` ``f``, turn 2 ``g`` ``h``; under ``bidirectional``:
+
+        p # # e f g h
+    p   x . . . . . .
+    #0  x x x . . . .
+    #0  x x x . . . .
+    e   x x x x . . .
+    f   x x x x x . .
+    g   x x x . . x .
+    h   x x x . . x x
+
 Shapes: B rows, T tokens of this call, K keys (T plus what the cache holds).
 """
 
@@ -42,6 +54,7 @@ def mask_function(
     segments_BT: Tensor | None = None,
     prompt_BT: Tensor | None = None,
     offset: int | Tensor = 0,
+    branches_BT: Tensor | None = None,
 ) -> MaskFunction:
     """The policy as a function of (row, head, query, key) indices, as transformers and flex take it.
 
@@ -52,10 +65,17 @@ def mask_function(
             Not together with a cache (``offset`` > 0).
         prompt_BT: bool, tokens of the prompt; needed by ``mutual``.
         offset: absolute index of this call's first token: the number of keys in the cache.
+        branches_BT: int, 0 for what all of a sample see, k > 0 for what branch k alone sees; None: no
+            sample branches. Not together with a cache either.
 
     Raises:
-        ValueError: ``mutual`` without ``prompt_BT``.
+        ValueError: ``mutual`` without ``prompt_BT``, or with branches, of which an image would have to
+            read several prompts.
     """
+    if policy == "mutual" and branches_BT is not None:
+        raise ValueError(
+            "under the mask policy mutual images read the prompt: no sample may branch"
+        )
     if policy == "mutual" and prompt_BT is None:
         raise ValueError(
             "the mask policy mutual needs prompt_mask, or answers would leak into image states: "
@@ -84,6 +104,9 @@ def mask_function(
             result = causal | (block & here)
         if segments_BT is not None:
             result = result & (segments_BT[row, q] == segments_BT[row, k])
+        if branches_BT is not None:
+            branch_k = branches_BT[row, k]
+            result = result & ((branch_k == 0) | (branch_k == branches_BT[row, q]))
         return result
 
     return allowed

@@ -220,6 +220,7 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
         image_grids: Tensor | None = None,
         image_ids: Tensor | None = None,
         segment_ids: Tensor | None = None,
+        branch_ids: Tensor | None = None,
         prompt_mask: Tensor | None = None,
         modality_ids: Tensor | None = None,
         label_rows: Tensor | None = None,
@@ -241,6 +242,8 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
             image_ids: [B, T], image of a token or -1; a validated batch passes it, otherwise it is
                 derived from ``input_ids`` and checked.
             segment_ids: [B, T], sample of a token in a packed row, -1 for padding.
+            branch_ids: [B, T], turn of a token in a sample whose turns do not see one another, 0 for
+                what all of them see; with ``segment_ids``, without fusion.
             prompt_mask: [B, T] bool, for the mask policy ``mutual``.
             modality_ids: [B, T] int64, whose routed LoRA a token goes through: 0 for none, i for the
                 i-th of ``config.routed_lora``. None: that of ``image`` for images, none for the rest.
@@ -271,6 +274,8 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
             tapped[VISION] = taps[VISION](self._seen(sight, image_grids))
             taps = {block: reduce for block, reduce in taps.items() if block != VISION}
         if self.fusion is not None:
+            if branch_ids is not None:
+                raise ValueError("fusion reads a row in its order: no sample in it may branch")
             if past_key_values is None and self._caches(use_cache):
                 past_key_values = DynamicCache(config=self.config.text_config)
             inputs_embeds = self._fuse(
@@ -284,7 +289,7 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
         )
         mask, mask_of_chosen = masks_of_call(
             self.config, inputs_embeds, image_ids if pixel_values is not None else None,
-            attention_mask, segment_ids, prompt_mask, past_key_values, chosen,
+            attention_mask, segment_ids, branch_ids, prompt_mask, past_key_values, chosen,
         )  # fmt: skip
         with ExitStack() as stack:
             rows, seen = None, 0 if sight is None else len(sight.tokens)

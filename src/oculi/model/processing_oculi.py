@@ -26,6 +26,7 @@ class Encoded:
         grids: rows and columns of each image.
         prompt_length: tokens before the first answer, or all.
         image_spans: (start, count) of each image's positions in ``input_ids``.
+        branches: as long, where turns stand side by side: 0 for what they share, then 1, 2, ...
     """
 
     input_ids: list[int]
@@ -34,6 +35,7 @@ class Encoded:
     grids: list[tuple[int, int]]
     prompt_length: int
     image_spans: list[tuple[int, int]]
+    branches: list[int] | None = None
 
 
 class OculiProcessor(ProcessorMixin):
@@ -83,12 +85,13 @@ class OculiProcessor(ProcessorMixin):
     def length(self, messages: Sequence[tuple[str, Sequence[Any]]]) -> int:
         """Tokens of a conversation whose images are given as (width, height): nothing is decoded."""
         pieces = [
-            (role, [p if isinstance(p, str) else self._tokens(p) for p in parts])
+            (role, [p if isinstance(p, str) else self.tokens(p) for p in parts])
             for role, parts in messages
         ]
         return len(self.chat.encode(pieces)[0])
 
-    def _tokens(self, size: tuple[int, int]) -> ImageTokens:
+    def tokens(self, size: tuple[int, int]) -> ImageTokens:
+        """What stands for a picture of (width, height) pixels among the pieces of a message."""
         return ImageTokens(self.image_processor.tokens(self.image_processor.grid(*size)))
 
     def encode(

@@ -41,18 +41,23 @@ def key_spans(
     images_BT: Tensor,
     segments_BT: Tensor | None = None,
     prompt_BT: Tensor | None = None,
+    branches: bool = False,
 ) -> Spans:
-    """What ``mask_function`` of the same arguments allows, without a cache; see there."""
+    """What ``mask_function`` of the same arguments allows, without a cache; see there.
+
+    Args:
+        branches: samples branch; what a branch does not see lies within its stretch.
+    """
     rows, length = images_BT.shape
     index = torch.arange(length, device=images_BT.device).expand(rows, length)
     segments_BT = torch.zeros_like(images_BT) if segments_BT is None else segments_BT
     first, last = begins(segments_BT, index), index
     if policy == "causal":
-        return Spans(first, last, exact=True)
+        return Spans(first, last, exact=not branches)
     is_image = images_BT >= 0
     last = torch.where(is_image, _ends(images_BT, index), index)
     if policy == "bidirectional":
-        return Spans(first, last, exact=True)
+        return Spans(first, last, exact=not branches)
     assert prompt_BT is not None
     prompt = torch.where(prompt_BT.bool() & ~is_image, index, -1).cummax(1).values
     prompt = prompt.gather(

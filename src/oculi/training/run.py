@@ -365,7 +365,7 @@ class Run:
             open_sources(stage.data), self.processor, seed=seed, steps=stage.steps,
             batch=stage.batch, pack_length=stage.pack_length or stage.length,
             micro_rows=stage.micro_rows, single_turns=stage.single_turns,
-            plain_turns=stage.plain_turns, crop=stage.crop,
+            plain_turns=stage.plain_turns, separate_turns=stage.separate_turns, crop=stage.crop,
             asking=cognition_of(stage, seed, self.processor),
             rank=self.ranks.rank, ranks=self.ranks.count,
         )  # fmt: skip
