@@ -240,11 +240,6 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def _branches(self) -> Recipe:
         for number, stage in enumerate(self.stages):
-            if stage.separate_turns and self.model.fusion is not None:
-                raise ValueError(
-                    f"stages.{number}.separate_turns: model.fusion reads a row in its order, so turns "
-                    "cannot stand side by side in it; use single_turns"
-                )
             if stage.separate_turns and self.model.image_attention == "mutual":
                 raise ValueError(
                     f'stages.{number}.separate_turns: under model.image_attention "mutual" an image '

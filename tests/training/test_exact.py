@@ -140,13 +140,19 @@ TALK = sample(
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("fusion", [None, "cross", "decoder"])
 @pytest.mark.parametrize("policy", ["bidirectional", "causal"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_turns_side_by_side_are_the_turns_one_by_one(
-    make_model: Callable[..., Any], make_processor: Callable[..., Any], policy: str, attention: str
+    make_model: Callable[..., Any],
+    make_processor: Callable[..., Any],
+    policy: str,
+    attention: str,
+    fusion: str | None,
 ) -> None:
     """Each with the pictures and none with another, though the pictures go through once."""
-    model, processor = make_model("qwen2", policy=policy, vision=None), make_processor()
+    fuse = fusion and {"kind": fusion, "layers": 2}
+    model, processor = make_model("qwen2", policy=policy, fusion=fuse), make_processor()
     model.llm.set_attn_implementation(attention)
     module = TrainModule(model, [LanguageModelling(LmSpec())]).requires_grad_(True)
     turns = [(turn.id, encode_sample(turn, processor)) for turn in side_by_side(TALK)]

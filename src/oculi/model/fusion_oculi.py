@@ -35,7 +35,7 @@ from transformers import PreTrainedConfig
 from .masks_oculi import MaskFunction, build_mask, mask_function
 from .patch_embed_oculi import RMSNorm
 from .rows_oculi import keys_and_values
-from .spans_oculi import Spans, begins, key_spans
+from .spans_oculi import Spans, begins, key_spans, skipped
 from .wide_rows_oculi import Memory, WideRows
 
 # What ``fuse_config["kind"]`` may name, and the stacks that text goes through, in order.
@@ -268,11 +268,15 @@ class Fusion(nn.Module):
             index = torch.arange(W, device=patches.device).expand_as(wide.segments_BW)
             start = begins(wide.segments_BW, index)
             positions = index - start
+            if wide.branches_BW is not None:
+                positions = positions - skipped(wide.branches_BW, index)
             seen_BW = patches > torch.where(
                 start > 0, patches.gather(1, (start - 1).clamp(0)), torch.zeros_like(start)
             )
         seen_BW = seen_BW & (wide.token_BW >= 0)
-        function = mask_function(policy, wide.images_BW, wide.segments_BW, None, before)
+        function = mask_function(
+            policy, wide.images_BW, wide.segments_BW, None, before, wide.branches_BW
+        )
         mask = partial(
             build_mask,
             self.text_config,
@@ -365,7 +369,8 @@ def _run(
 
 
 def _spans_of_text(wide: WideRows) -> Spans:
-    spans = key_spans("causal", wide.images_BW, wide.segments_BW)
+    branches = wide.branches_BW is not None
+    spans = key_spans("causal", wide.images_BW, wide.segments_BW, None, branches)
     return Spans(
         spans.first.gather(1, wide.wide_BQ), spans.last.gather(1, wide.wide_BQ), spans.exact
     )

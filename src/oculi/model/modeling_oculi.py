@@ -243,7 +243,7 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
                 derived from ``input_ids`` and checked.
             segment_ids: [B, T], sample of a token in a packed row, -1 for padding.
             branch_ids: [B, T], turn of a token in a sample whose turns do not see one another, 0 for
-                what all of them see; with ``segment_ids``, without fusion.
+                what all of them see; with ``segment_ids``.
             prompt_mask: [B, T] bool, for the mask policy ``mutual``.
             modality_ids: [B, T] int64, whose routed LoRA a token goes through: 0 for none, i for the
                 i-th of ``config.routed_lora``. None: that of ``image`` for images, none for the rest.
@@ -274,13 +274,11 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
             tapped[VISION] = taps[VISION](self._seen(sight, image_grids))
             taps = {block: reduce for block, reduce in taps.items() if block != VISION}
         if self.fusion is not None:
-            if branch_ids is not None:
-                raise ValueError("fusion reads a row in its order: no sample in it may branch")
             if past_key_values is None and self._caches(use_cache):
                 past_key_values = DynamicCache(config=self.config.text_config)
             inputs_embeds = self._fuse(
                 inputs_embeds, sight, image_ids, image_grids, attention_mask, segment_ids,
-                past_key_values,
+                branch_ids, past_key_values,
             )  # fmt: skip
         # Looked for only where they are needed: decoding calls this for every token.
         blocks: Any = self.blocks if taps or label_rows is not None else ()
@@ -369,6 +367,7 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
         image_grids: Tensor | None,
         attention_mask: Tensor | None,
         segment_ids: Tensor | None,
+        branch_ids: Tensor | None,
         cache: Cache | None,
     ) -> Tensor:
         """The embeddings [B, T, D] with text that has read the uncompressed tokens of ``sight``."""
@@ -385,7 +384,7 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
         if attention_mask is not None:
             valid = attention_mask[:, -length:].bool()
         memory = memory_of(cache, len(self.blocks))
-        wide = wide_rows(image_ids, grids, counts, valid, segment_ids, memory.tokens)
+        wide = wide_rows(image_ids, grids, counts, valid, segment_ids, branch_ids, memory.tokens)
         rotary = getattr(self.get_decoder(), "rotary_emb", None)
         fused: Tensor = self.fusion(
             embeds, whole, wide, memory, rotary, self.config.image_attention

@@ -72,6 +72,13 @@ def begins(ids_BT: Tensor, index: Tensor) -> Tensor:
     return torch.where(changes, index, 0).cummax(1).values
 
 
+def skipped(branches_BT: Tensor, index: Tensor) -> Tensor:
+    """Tokens of other branches between what a sample shares and the branch that a token is in."""
+    begin = begins(branches_BT, index)
+    first = torch.where(branches_BT == 1, begin, 0).cummax(1).values  # of the sample's branches
+    return torch.where(branches_BT > 0, begin - first, 0)
+
+
 def _ends(ids_BT: Tensor, index: Tensor) -> Tensor:
     """Index of the last one."""
     last = ids_BT.shape[1] - 1

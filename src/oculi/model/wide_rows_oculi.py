@@ -39,6 +39,7 @@ class WideRows:
             padding. Of a patch, the first of its image.
         images_BW: int64, the image of a patch or -1.
         segments_BW: int64, the sample in a packed row, -1 for padding; None for one sample a row.
+        branches_BW: int64, the branch in a sample, 0 for patches; None where none branches.
     """
 
     text_BQ: Tensor
@@ -50,6 +51,7 @@ class WideRows:
     token_BW: Tensor
     images_BW: Tensor
     segments_BW: Tensor | None
+    branches_BW: Tensor | None = None
 
     def gather_text(self, embeds_BTD: Tensor) -> Tensor:
         """[B, Q, D], the text tokens."""
@@ -79,6 +81,7 @@ def wide_rows(
     tokens_per_image: Sequence[int],
     valid_BT: Tensor,
     segment_ids: Tensor | None = None,
+    branch_ids: Tensor | None = None,
     start: int = 0,
 ) -> WideRows:
     """The wide rows of one call.
@@ -89,7 +92,7 @@ def wide_rows(
             in is asked of the device: one synchronisation.
         tokens_per_image: of the LLM, N numbers.
         valid_BT: bool, False for padding.
-        segment_ids: [B, T], or None for one sample a row.
+        segment_ids, branch_ids: [B, T], or None for one sample a row and none that branches.
         start: tokens of the LLM's row that are in the cache.
     """
     rows, length = image_ids.shape
@@ -131,9 +134,10 @@ def wide_rows(
         return _per_image(of_image, values_BT, number)[image_P]
 
     token = (token_BT + start).masked_fill(~valid_BT, -1)
-    segments = None
-    if segment_ids is not None:
-        segments = at_places(segment_ids, of_patches(segment_ids), -1)
+
+    def of_ids(ids: Tensor | None, fill: int) -> Tensor | None:
+        return None if ids is None else at_places(ids, of_patches(ids), fill)
+
     total = rows * Q
     return WideRows(
         text_BQ=at_ranks(token_BT),
@@ -146,7 +150,8 @@ def wide_rows(
         patches_P=places_P,
         token_BW=at_places(token, of_patches(token), -1),
         images_BW=at_places(torch.full_like(image_ids, -1), image_P, -1),
-        segments_BW=segments,
+        segments_BW=of_ids(segment_ids, -1),
+        branches_BW=of_ids(branch_ids, 0),
     )  # fmt: skip
 
 
