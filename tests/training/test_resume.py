@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from helpers import Tiny, as_if_killed, exported, losses, metrics, tiny_recipe
-from oculi.errors import RecipeError
-from oculi.recipe import Recipe, override
+from oculi.errors import CheckpointError, RecipeError
+from oculi.recipe import Recipe, load, override
 from oculi.training import checkpoint as ckpt
 from oculi.training import loop
 from oculi.training.folder import first_difference
@@ -131,3 +131,25 @@ def test_the_first_difference_is_by_key() -> None:
     assert first_difference({"a": [1]}, {"a": [1, 2]}) == "a: was [1], is [1, 2]"
     assert first_difference({"a": 1}, {"a": 1}) == ""
     assert first_difference({}, {"a": 1}) == "a: was None, is 1"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        'stages.0.trainable={"vision.*": 1.0e-3, "objectives.*": 1.0e-3}',
+        'stages.0.muon=["llm.*.lora_?"]',
+    ],
+)
+def test_a_recipe_that_trains_something_else_is_refused_in_words(
+    finished: Path, tmp_path: Path, change: str
+) -> None:
+    """``recipe.yaml`` was changed by hand: torch would say that a parameter group does not match."""
+    run = as_if_killed(finished, tmp_path / "run", 2)
+    before = {p: p.read_bytes() for p in (run / "checkpoints").rglob("*") if p.is_file()}
+    changed = override(load(run / "recipe.yaml"), [change])
+    (run / "recipe.yaml").write_text(changed.to_yaml())
+    with pytest.raises(
+        CheckpointError, match=r"step-0000002 has the optimizer of other parameters"
+    ):
+        train(changed, run, resume=True, quiet=True)
+    assert before == {p: p.read_bytes() for p in before}

@@ -277,11 +277,22 @@ def load_state(path: Path) -> State:
 
 
 def load_optimizer(path: Path, optimizer: Optimizers) -> None:
-    """Take up the optimizer's state of a verified checkpoint; no code in it is run."""
+    """Take up the optimizer's state of a verified checkpoint; no code in it is run.
+
+    Raises:
+        CheckpointError: it is of other parameters than the stage trains now.
+    """
     if shards.is_sharded(path):
         state = shards.read_optimizer(path, optimizer)
     else:
         state = torch.load(path / WHOLE[1], weights_only=True, map_location="cpu", mmap=True)
+    try:
+        optimizer.check(state)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} has the optimizer of other parameters than the stage trains now ({error}): "
+            "trainable or muon in recipe.yaml was changed; put it back, or begin a new run"
+        ) from None
     optimizer.load_state_dict(fit_state(state, optimizer))
 
 

@@ -43,12 +43,28 @@ class Optimizers:
         """The state of every part, in order."""
         return {"parts": [part.state_dict() for part in self.parts]}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what ``state_dict`` gave; raises ValueError if it is of other parts."""
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Raises ValueError unless a state is of these parts, groups and shapes."""
         found = state.get("parts", ())
         if len(found) != len(self.parts):
             raise ValueError(f"the state of {len(found)} optimizers, not of {len(self.parts)}")
-        for part, its in zip(self.parts, found, strict=True):
+        for part, its, members in zip(self.parts, found, self.members(), strict=True):
+            groups = [len(group["params"]) for group in its["param_groups"]]
+            wanted = [len(group["params"]) for group in part.param_groups]
+            if groups != wanted:
+                raise ValueError(f"the state of groups of {groups} parameters, not of {wanted}")
+            for number, values in its["state"].items():
+                shape = members[number].shape
+                for name, value in values.items():
+                    if value.ndim and value.shape != shape:
+                        raise ValueError(
+                            f"{name} of parameter {number} is {tuple(value.shape)}, not {tuple(shape)}"
+                        )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what ``state_dict`` gave; raises ValueError as ``check``."""
+        self.check(state)
+        for part, its in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(its)
 
 

@@ -111,8 +111,7 @@ def split_like(value: Tensor, like: Tensor) -> Tensor:
 
 def fit_state(state: dict[str, Any], optimizer: Optimizers) -> dict[str, Any]:
     """An optimizer's state in host memory, whole or split, split and placed as its parameters are."""
-    # Not strict: a state of other parts is refused, in words, where it is loaded.
-    for part, members in zip(state["parts"], optimizer.members(), strict=False):
+    for part, members in zip(state["parts"], optimizer.members(), strict=True):
         for number, values in part["state"].items():
             like = members[number]
             for name, value in values.items():

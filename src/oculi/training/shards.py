@@ -79,11 +79,16 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 def read_optimizer(folder: Path, optimizer: Optimizers) -> dict[str, Any]:
     """State for ``Optimizers.load_state_dict``; of what is split, this rank reads its own part alone."""
     groups = json.loads((folder / GROUPS).read_text(encoding="utf-8"))
-    members = optimizer.members()
+    members = {
+        f"{part}/{number}": member
+        for part, its in enumerate(optimizer.members())
+        for number, member in enumerate(its)
+    }
     found = _empty(folder, _OPTIMIZER)
     for key, value in found.items():
-        part, number, _ = key.removeprefix(_OPTIMIZER).split("/")
-        found[key] = split_like(value, members[int(part)][int(number)])
+        place, _ = key.removeprefix(_OPTIMIZER).rsplit("/", 1)
+        if place in members:  # else it is refused where it is loaded
+            found[key] = split_like(value, members[place])
     _read(folder, found)
     parts: list[dict[str, Any]] = [{"state": {}, "param_groups": group} for group in groups]
     for key, value in found.items():
