@@ -6,10 +6,11 @@ STAMP := $(VENV)/.installed
 RUN ?= runs/demo
 RECIPE ?= vora_tiny
 # A recipe's demo: settings that make it minutes, and the stage that is scored beside a blind model.
-DEMO_PRETRAIN ?= 600
-DEMO_FINETUNE ?= 400
-DEMO_SET_vora_tiny := stages.0.steps=$(DEMO_PRETRAIN) stages.1.steps=$(DEMO_FINETUNE)
-DEMO_SCORED_vora_tiny := stages/0-pretrain
+DEMO_PRETRAIN ?= 300
+DEMO_FINETUNE ?= 500
+DEMO_SET_vora_tiny := stages.0.steps=$(DEMO_PRETRAIN) stages.1.steps=$(DEMO_FINETUNE) \
+  evals.1.limit=300 evals.2.limit=150 evals.3.limit=100 evals.4.limit=100 evals.5.limit=100
+DEMO_SCORED_vora_tiny := stages/1-finetune
 DEMO_SET_aurora_tiny := stages.0.steps=200 stages.1.steps=800 stages.2.steps=50 \
   evals.0.limit=200 evals.1.limit=200 evals.2.limit=100
 DEMO_SCORED_aurora_tiny := stages/2-joint

@@ -59,5 +59,5 @@ def test_the_demo_is_vora_tinys_unless_asked_otherwise(tmp_path: Path) -> None:
         ["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     assert f"oculi {shlex.join(train[1:])}".replace(str(tmp_path), "runs/demo") in plain
-    assert train[1:3] == ["train", "vora_tiny"] and "stages.0.steps=600" in train
-    assert score[1:3] == ["eval", f"{tmp_path}/stages/0-pretrain"] and "--above-blind" in score
+    assert train[1:3] == ["train", "vora_tiny"] and "stages.0.steps=300" in train
+    assert score[1:3] == ["eval", f"{tmp_path}/stages/1-finetune"] and "--above-blind" in score

@@ -30,7 +30,14 @@ def vora_audio() -> Recipe:
         update={
             "data": (FileSource(path="sounds/train.jsonl"),),
             "steps": 600,
+            "batch": 32,
+            "single_turns": 0.9,
+            "separate_turns": 0.0,
+            "plain_turns": 0.0,
             "objectives": (LmSpec(), DistillSpec(teacher=TEACHER, mode="block")),
+            "warmup_steps": 100,
+            "muon": (),
+            "trainable": {"llm.*.lora_?": None, "vision.*": None, "objectives.*": None},
         }
     )
     vision, lora = PatchEmbedSpec(init_from=TEACHER), LoraSpec(rank=64, blocks=5)

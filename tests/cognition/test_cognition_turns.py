@@ -226,7 +226,7 @@ def test_mistakes_are_found_before_the_first_step(
 def test_settings_of_a_stage() -> None:
     from oculi.recipes import find_recipe
 
-    recipe = find_recipe("vora_see_tiny")
+    recipe = find_recipe("vora_tiny")
     with pytest.raises(RecipeError, match="asks nothing"):
         override(recipe, ["stages.1.cognition={}"])
     with pytest.raises(RecipeError, match="lm learns"):

@@ -23,6 +23,7 @@ def test_a_multiply_accumulate_per_parameter_and_image_token() -> None:
         "model.lora.routed=true",
         "stages.0.merge_lora=false",
         'stages.1.trainable={"llm.*.lora_?": null}',
+        "stages.1.muon=[]",
     )
     assert routed["parameters"] == mergeable["parameters"]
     assert mergeable["forward"] == mergeable["parameters"] * 96

@@ -17,7 +17,7 @@ from __future__ import annotations
 from oculi.ablate.spec import Ablation, Cell, Claim, Contrast, Grid, Lines, Row, Term, difference
 from oculi.ablate.vora import SCORE
 from oculi.recipe import ImageSpec, PlayroomSource, Recipe
-from oculi.recipes.tiny import vora_see_tiny
+from oculi.recipes.tiny import vora_tiny
 
 SQUARE = 84  # pixels, of pre-training
 ASPECTS = {"1:2": (1, 2), "2:3": (2, 3), "1:1": (1, 1), "3:2": (3, 2), "2:1": (2, 1)}
@@ -44,12 +44,12 @@ def cell(side: int, aspect: str) -> str:
 
 
 def square_first() -> Recipe:
-    """``vora_see_tiny`` that pads every picture to a square of 84 pixels; fine-tuned on many sizes."""
-    recipe = vora_see_tiny()
+    """``vora_tiny`` that pads every picture to a square of 84 pixels; fine-tuned on many sizes."""
+    recipe = vora_tiny()
     often = {"log_every": 1, "checkpoint_every": 250}
     *before, finetune = (stage.model_copy(update=often) for stage in recipe.stages)
     pictures = tuple(
-        PlayroomSource(level=1, samples=_SAMPLES, size=size(side, aspect))
+        PlayroomSource(level=1, samples=_SAMPLES, size=size(side, aspect), questions=5)
         for side in sorted((*SIDES, *_BETWEEN))
         for aspect in ASPECTS
     )
@@ -161,7 +161,8 @@ anyres = Ablation(
         f"{', '.join(str(side) for side in sorted((*SIDES, *_BETWEEN)))} pixels, alike; the cells are "
         "among them. Both rows see the same pictures in the same order, the first one padded to a "
         f"square and scaled to {SQUARE} pixels. The paper fine-tunes on LLaVA-665K.",
-        "Pre-training is vora_see_tiny's: levels 1 and 2, and text.",
+        "Pre-training is vora_tiny's: levels 1 and 2, and text. Fine-tuning asks up to five questions a "
+        "picture.",
         "Asked about Playroom's level 1; an LLM of 2.6M parameters. Scores are exact match by free "
         "generation.",
     ),

@@ -19,7 +19,9 @@ def _of_two_stages(beside: Callable[[], Recipe]) -> Recipe:
     pretrain, finetune = recipe.stages
     often = {"log_every": 1, "checkpoint_every": 250}
     stages = (
-        pretrain.model_copy(update={"schedule": "constant", "warmup_steps": 50, **often}),
+        pretrain.model_copy(
+            update={"batch": _BATCH, "schedule": "constant", "warmup_steps": 50, **often}
+        ),
         finetune.model_copy(update={"steps": _FINETUNING, "warmup_steps": 50, **often}),
     )
     return recipe.model_copy(update={"stages": stages, "evals": EVALS, "keep_last": 1})

@@ -18,7 +18,7 @@ from oculi.recipes.aurora_future import (
     aurora_video,
 )
 from oculi.recipes.llava import llava, llava_aimv2
-from oculi.recipes.tiny import llava_tiny, vora_see_tiny, vora_tiny
+from oculi.recipes.tiny import llava_tiny, vora_tiny
 from oculi.recipes.tiny_aurora import aurora_tiny
 from oculi.recipes.vlsa import vlsa, vlsa_tiny
 from oculi.recipes.vora import vora, vora_8m, vora_anyres
@@ -33,7 +33,6 @@ BUILTIN: dict[str, Callable[[], Recipe]] = {
         llava_aimv2,
         vlsa,
         vora_tiny,
-        vora_see_tiny,
         llava_tiny,
         vlsa_tiny,
         aurora,
