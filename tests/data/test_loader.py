@@ -11,7 +11,7 @@ import torch
 
 from helpers import HOSTILE, Drawn, mixture, sample, write_rows
 from oculi.batch import Batch
-from oculi.data.branches import encode_branches, positions
+from oculi.data.branches import branch_positions, encode_branches
 from oculi.data.feeding import make_loader
 from oculi.data.loader import Steps, collate, encode_sample
 from oculi.data.source import open_source
@@ -100,7 +100,7 @@ def test_turns_side_by_side_share_their_pictures(processor: Any) -> None:
     together = encode_sample(replace(talk, separate=True), processor)
     assert together.branches is not None
     branches, ids = np.array(together.branches), np.array(together.input_ids)
-    labels, places = np.array(together.labels), positions(together.branches)
+    labels, places = np.array(together.labels), branch_positions(together.branches)
     for number, turn in enumerate(alone, 1):
         seen = (branches == 0) | (branches == number)
         assert ids[seen].tolist() == turn.input_ids and labels[seen].tolist() == turn.labels

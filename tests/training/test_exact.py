@@ -163,6 +163,9 @@ def test_turns_side_by_side_are_the_turns_one_by_one(
     assert packed.tokens < sum(len(e.input_ids) for _, e in (*others, *turns))
     assert_same(gradients(module, [packed]), singly)
     assert_same(gradients(module, [collate([[together], others], 48)]), singly)
+    twice = collate([[together, others[0], together, others[1]]], 48)
+    alone = [collate([[one]], 48) for one in (*others, *turns, *turns)]
+    assert_same(gradients(module, [twice]), gradients(module, alone))
     leaking = replace(packed, branches_BT=None)
     with pytest.raises(AssertionError):
         assert_same(gradients(module, [leaking]), singly)

@@ -15,8 +15,8 @@ import torch
 
 from helpers import Tiny, as_if_killed, exported, losses, metrics, tiny_recipe
 from oculi.data.loader import Steps
-from oculi.errors import DataError
-from oculi.recipe import Recipe, override
+from oculi.errors import CheckpointError, DataError
+from oculi.recipe import Recipe, load, override
 from oculi.training import checkpoint as ckpt
 from oculi.training import loop
 from oculi.training.run import train
@@ -227,6 +227,16 @@ def test_damage_to_any_shard_is_found(on_two: Path, tmp_path: Path) -> None:
         file.write_bytes(whole)
     (saved / "shards" / "more.safetensors").touch()
     assert "is not in the manifest" in str(ckpt.problem(saved))
+
+
+def test_shards_of_other_parameters_are_refused_in_words(on_two: Path, tmp_path: Path) -> None:
+    """The stage trains fewer now: ``recipe.yaml`` was changed by hand."""
+    run = as_if_killed(on_two, tmp_path / "run", 2)
+    fewer = 'stages.0.trainable={"vision.*": 1.0e-3, "objectives.*": 1.0e-3}'
+    changed = override(load(run / "recipe.yaml"), [fewer])
+    (run / "recipe.yaml").write_text(changed.to_yaml())
+    with pytest.raises(CheckpointError, match="has the optimizer of other parameters"):
+        train(changed, run, resume=True, quiet=True)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ the turns one by one, and the picture goes through the model once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,23 +32,10 @@ def encode_branches(processor: OculiProcessor, turns: Sequence[Conversation]) ->
     Raises:
         ValueError: they do not begin alike.
     """
-    from oculi.model.chat_oculi import ImageTokens
-    from oculi.model.processing_oculi import Encoded
-
+    measured = [_measured(turn, lambda picture: processor.tokens(picture.size)) for turn in turns]
+    ids, labels, branches = _join(processor.chat, measured)
     first = processor.encode(turns[0])
-    counts = iter([count for _, count in first.image_spans] * len(turns))
-    ids, labels, branches = _join(
-        processor.chat, [_measured(turn, lambda _: ImageTokens(next(counts))) for turn in turns]
-    )
-    return Encoded(
-        ids,
-        labels,
-        first.pixel_values,
-        first.grids,
-        first.prompt_length,
-        first.image_spans,
-        branches,
-    )
+    return replace(first, input_ids=ids, labels=labels, branches=branches)
 
 
 def length_of_branches(processor: OculiProcessor, turns: Sequence[Conversation]) -> int:
@@ -55,7 +43,7 @@ def length_of_branches(processor: OculiProcessor, turns: Sequence[Conversation])
     return len(_join(processor.chat, [_measured(turn, processor.tokens) for turn in turns])[0])
 
 
-def positions(branches: Sequence[int]) -> np.ndarray:
+def branch_positions(branches: Sequence[int]) -> np.ndarray:
     """Positions [T] int64 of a sample's tokens: every branch goes on where what is shared ends."""
     numbers = np.asarray(branches)
     index = np.arange(len(numbers))

@@ -13,8 +13,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from oculi.batch import Batch
-from oculi.data.branches import encode_branches, length_of_branches
-from oculi.data.branches import positions as positions_of
+from oculi.data.branches import branch_positions, encode_branches, length_of_branches
 from oculi.data.crops import Crops
 from oculi.data.order import sample_numbers
 from oculi.data.packing import pack
@@ -100,7 +99,7 @@ def collate(rows: Sequence[Sequence[tuple[str, Encoded]]], channels: int) -> Bat
             if encoded.branches is None:
                 positions[r, start:end] = np.arange(end - start)
             else:
-                positions[r, start:end] = positions_of(encoded.branches)
+                positions[r, start:end] = branch_positions(encoded.branches)
                 branches[r, start:end] = encoded.branches
             segments[r, start:end] = s
             prompt[r, start : start + encoded.prompt_length] = True
