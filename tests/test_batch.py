@@ -68,10 +68,26 @@ def test_it_cannot_be_changed(batch: Batch) -> None:
 def test_moving_keeps_everything_and_grids_on_the_cpu(batch: Batch) -> None:
     moved = batch.to("meta")
     assert moved.grids_N2.device.type == "cpu" and moved.sample_ids == ("a", "b")
-    tensors = [f.name for f in fields(Batch) if f.name not in ("sample_ids", "grids_N2")]
+    assert moved.labels_per_row == batch.labels_per_row  # not asked of the device
+    others = ("sample_ids", "grids_N2", "labels_per_row")
+    tensors = [f.name for f in fields(Batch) if f.name not in others]
     assert {getattr(moved, name).device.type for name in tensors} == {"meta"}
     assert all(getattr(moved, n).dtype == getattr(batch, n).dtype for n in tensors)
     assert replace(batch, branches_BT=None).to("meta").branches_BT is None
+
+
+def test_label_rows_are_counted_where_the_batch_is_made(batch: Batch) -> None:
+    assert batch.labels_per_row == 2
+    twice = {
+        name: torch.cat([getattr(batch, name)] * 2)
+        for name in ("tokens_BT", "positions_BT", "segments_BT", "prompt_BT", "branches_BT")
+    }
+    images = torch.cat([batch.images_BT, torch.full((1, 8), -1)])
+    rows = torch.tensor([3, 9, 5, 10, 13])
+    two = replace(batch, **twice, images_BT=images, label_rows_R=rows, targets_R=rows)
+    assert two.labels_per_row == 3
+    none = torch.zeros(0, dtype=torch.int64)
+    assert replace(batch, label_rows_R=none, targets_R=none).labels_per_row == 0
 
 
 def test_inputs_are_the_models_keywords(batch: Batch) -> None:

@@ -21,6 +21,7 @@ both see, then ``e f`` and ``g h``::
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,6 +43,8 @@ class Batch:
         sample_ids: the samples in it, for messages.
         branches_BT: int64, the branch of a token within its sample, 0 for what all of them see; None
             where no sample branches.
+        labels_per_row: the most label rows that one row has. Counted where the batch is made, so that
+            a device need not be waited for; None: it was made on one.
     """
 
     tokens_BT: Tensor
@@ -55,6 +58,7 @@ class Batch:
     grids_N2: Tensor
     sample_ids: tuple[str, ...] = ()
     branches_BT: Tensor | None = None
+    labels_per_row: int | None = None
 
     def __post_init__(self) -> None:
         shape = self.tokens_BT.shape
@@ -67,6 +71,8 @@ class Batch:
         if self.patches_PC.device.type != "cpu":
             return  # checked where it was made; here it would stop the device
         self._check_images()
+        rows = self.label_rows_R.numpy() // shape[1]
+        object.__setattr__(self, "labels_per_row", int(np.bincount(rows, minlength=1).max()))
 
     def _check_images(self) -> None:
         images = int(self.images_BT.numpy().max()) + 1 if self.images_BT.numel() else 0
@@ -113,6 +119,7 @@ class Batch:
             "pixel_values": self.patches_PC if has_images else None,
             "image_grids": self.grids_N2 if has_images else None,
             "label_rows": self.label_rows_R,
+            "labels_per_row": self.labels_per_row,
             "use_cache": False,
         }
 

@@ -13,14 +13,15 @@ from oculi.ablate.command import EXAMPLE as ABLATE_EXAMPLE
 from oculi.ablate.command import ablate
 from oculi.bench.command import app as bench_app
 from oculi.cognition import command as cognition
-from oculi.commands import one_line_errors, progress
-from oculi.commands import quiet_libraries as _quiet_libraries
+from oculi.commands import one_line_errors, progress, quiet_libraries
 from oculi.data.curate import add_commands
 from oculi.export.command import EXAMPLE as EXPORT_EXAMPLE
 from oculi.export.command import export
 from oculi.export.convert.command import app as convert_app
 from oculi.reconstruct.command import EXAMPLE as RECONSTRUCT_EXAMPLE
 from oculi.reconstruct.command import reconstruct
+from oculi.testbed.command import app as testbed_app
+from oculi.training.allocator import keep_freed_memory
 
 app = typer.Typer(
     help="oculi gives a language model eyes: train, compare, merge, measure and serve.",
@@ -31,7 +32,6 @@ app = typer.Typer(
 data_app = typer.Typer(
     help="Look at data before training on it, and make more.", no_args_is_help=True
 )
-testbed_app = typer.Typer(help="The embedded world and its tiny checkpoints.", no_args_is_help=True)
 app.add_typer(data_app, name="data", rich_help_panel=None)
 app.add_typer(testbed_app, name="testbed", rich_help_panel=None)
 app.add_typer(bench_app, name="bench", rich_help_panel=None)
@@ -71,7 +71,8 @@ def train(
 
     chosen = apply_flags(find_recipe(recipe), llm=llm, teacher=teacher, vq=vq, data=data, seed=seed)
     chosen = override(chosen, overrides or [])
-    _quiet_libraries()
+    quiet_libraries()
+    keep_freed_memory()
     from oculi.training.run import train as run
 
     run(chosen, out, resume=resume)
@@ -122,7 +123,7 @@ def plan(
     from oculi.recipes.flags import apply_flags
 
     chosen = override(apply_flags(find_recipe(recipe), llm=llm, teacher=teacher), overrides or [])
-    _quiet_libraries()
+    quiet_libraries()
     from oculi.plan import picture_size
     from oculi.plan.styles import Asked, plan_in_style
 
@@ -237,7 +238,7 @@ def _processor(
 
     if (recipe is None) == (folder is None):
         raise RecipeError("whose tokens are counted? Give either --recipe or --processor")
-    _quiet_libraries()
+    quiet_libraries()
     if folder is not None:
         from oculi.export.load import load_processor
 
@@ -250,43 +251,6 @@ def _processor(
     return build_processor(apply_flags(find_recipe(recipe), llm=llm, teacher=teacher).model)
 
 
-@testbed_app.command(epilog="Example: oculi testbed build --out checkpoints --only llm")
-@one_line_errors
-def build(
-    out: Annotated[Path, typer.Option(help="folder for the checkpoints")],
-    only: Annotated[list[str] | None, typer.Option(help="one checkpoint; repeatable")] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="a few steps: to see that it works")
-    ] = False,
-) -> None:
-    """Train the tiny checkpoints and write them with a manifest and a model card."""
-    _quiet_libraries()
-    from oculi.testbed.build import build as run
-
-    run(out, only, quick)
-
-
-@testbed_app.command(epilog="Example: oculi testbed sample --level 2 --out sheet.png")
-@one_line_errors
-def sample(
-    out: Annotated[Path, typer.Option(help="PNG file; questions go into a text file beside it")],
-    level: Annotated[int, typer.Option(help="1 to 5")] = 1,
-    split: Annotated[
-        str, typer.Option(help="train or test; levels 1, 2 and 5 also have pairs")
-    ] = "test",
-    n: Annotated[int, typer.Option(help="number of pictures")] = 32,
-) -> None:
-    """Draw Playroom pictures with their questions, to look at."""
-    from oculi.testbed import playroom
-
-    if n > 1:
-        print(playroom.sheet(level, split, n, out))
-        return
-    one = playroom.item(level, split, 0)  # one picture is written as it is, to be asked about
-    one.picture.load().save(out)
-    print(f"{one.question.text}\n-> {one.question.answer}")
-
-
 @app.command(epilog="Example: oculi merge runs/first --out merged")
 @one_line_errors
 def merge(
@@ -297,7 +261,7 @@ def merge(
     ] = None,
 ) -> None:
     """Fold LoRA into the LLM; refuses a base that is not the one trained on."""
-    _quiet_libraries()
+    quiet_libraries()
     from oculi.export.merge import merge_run
 
     difference = merge_run(run, out, base)
@@ -364,7 +328,7 @@ def chat(
 
 def _open(checkpoint: Path) -> tuple[Any, Any]:
     """Model and processor of a checkpoint, on the GPU if there is one."""
-    _quiet_libraries()
+    quiet_libraries()
     import torch
 
     import oculi

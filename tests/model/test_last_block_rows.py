@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from oculi.model import call_masks_oculi
 from oculi.model.lora import inject_lora
-from oculi.model.rows_oculi import pays
+from oculi.model.rows_oculi import Chosen, pays
 
 FAMILIES = ["qwen2", "llama", "olmo2", "qwen3"]
 TARGETS = ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj")
@@ -150,9 +150,27 @@ def test_with_a_cache_every_row_is_computed(make_model: Any, make_inputs: Any) -
 
 
 def test_it_pays_where_few_rows_are_read() -> None:
-    block = nn.Linear(1000, 1000, bias=False)  # a million multiply-accumulates a token
-    assert pays(block, rows=100, batch=4, length=250, width=100)
-    assert not pays(block, rows=0, batch=4, length=250, width=100)
-    assert not pays(block, rows=1000, batch=4, length=250, width=100)
-    # Attention over the keys of all rows of the batch outgrows what is saved.
-    assert not pays(block, rows=20_000, batch=200, length=250, width=100)
+    assert pays(slots=500, tokens=1000)
+    assert not pays(slots=0, tokens=1000)
+    assert not pays(slots=501, tokens=1000)
+
+
+def test_how_many_rows_are_read_is_counted_or_told(make_model: Any, make_inputs: Any) -> None:
+    """Told, the host does not wait; more than there are is only more work."""
+    model, inputs = make_model(), packed_inputs(make_inputs)
+    counted = model(**inputs).logits
+    for most in (2, 5):
+        told = model(**inputs, labels_per_row=most).logits
+        torch.testing.assert_close(told, counted, rtol=0, atol=1e-5)
+
+
+def test_label_rows_stand_in_their_rows() -> None:
+    chosen = Chosen.of(torch.tensor([24, 5, 25, 7, 26]), batch=3, length=10, most=3)
+    assert chosen.columns_BM.tolist() == [[5, 7, 7], [0, 0, 0], [4, 5, 6]]
+    assert chosen.places_R.tolist() == [6, 0, 7, 1, 8]
+    states = torch.arange(30.0).view(3, 10, 1)
+    found = chosen.of_rows(states)
+    assert found.shape == (3, 3, 1)
+    assert found.flatten()[chosen.places_R].tolist() == [24, 5, 25, 7, 26]
+    of_all = chosen.of_rows(states[:1])
+    assert of_all.flatten()[chosen.places_R].tolist() == [4, 5, 5, 7, 6]

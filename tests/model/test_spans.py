@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from oculi.model.masks_oculi import POLICIES, build_mask, mask_function
-from oculi.model.rows_oculi import mask_of_rows
+from oculi.model.rows_oculi import Chosen
 from oculi.model.spans_oculi import BLOCK, block_mask, key_spans
 
 pytestmark = pytest.mark.usefixtures("no_grad")
@@ -106,13 +106,12 @@ def test_it_is_what_torch_finds_by_looking_at_every_pair(policy: str) -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_label_rows_have_their_own(policy: str) -> None:
-    images, segments, prompt = packed(3, 500, 3)
+    images, segments, prompt = packed(3, 1000, 3)
     function = mask_function(policy, images, segments, prompt)
-    rows = torch.arange(0, 1500, 3)
-    of_rows = mask_of_rows(function, rows, 500)
-    spans = key_spans(policy, images, segments, prompt).of_rows(rows)
-    mask = block_mask(of_rows, spans, 1500)
-    assert_covers(mask, dense(of_rows, 1, len(rows), 1500))
+    chosen = Chosen.of(torch.arange(0, 2400, 3), batch=3, length=1000, most=334)
+    spans = key_spans(policy, images, segments, prompt).of_columns(chosen.columns_BM)
+    mask = block_mask(chosen.mask(function), spans, 1000)
+    assert_covers(mask, dense(chosen.mask(function), 3, 334, 1000))
     assert int(mask.kv_num_blocks.sum()) < 0.75 * mask.kv_indices.numel()
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from oculi.commands import one_line_errors, quiet_libraries
+from oculi.training.allocator import keep_freed_memory
 
 EXAMPLE = "Example: oculi ablate vora-table2 --seeds 3 --out runs/table2"
 
@@ -49,6 +50,7 @@ def ablate(
         return
     ablation = find_ablation(name)
     quiet_libraries()
+    keep_freed_memory()
     from oculi.ablate.engine import run_ablation
 
     folder = out or Path("runs") / (name + "-quick" * quick)

@@ -23,6 +23,7 @@ from oculi.ablate.runs import Measured, finish, folder_of, measure
 from oculi.commands import quiet_libraries
 from oculi.errors import AblationError, OculiError
 from oculi.recipe import Recipe
+from oculi.training.allocator import keep_freed_memory
 from oculi.training.signals import Interrupt, Stopped, Stopper
 
 Say = Callable[[str], None]
@@ -180,6 +181,7 @@ def _do(job: Job, place: int, at_once: int, pipe: Connection) -> None:
     """The process of one job."""
     threading.Thread(target=_follow_parent, daemon=True).start()
     quiet_libraries()
+    keep_freed_memory()
     own_share(place, at_once)
     try:
         found: Result | Failure = job.do()

@@ -1,6 +1,6 @@
 """The masks of one call, from ids and the cache's geometry, and the rows that the last block computes.
 
-Shapes: B rows, T tokens, K keys, D the LLM's width, R label rows.
+Shapes: B rows, T tokens, K keys, D the LLM's width, R label rows, M of them in the row that has most.
 """
 
 from collections.abc import Sized
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from .masks_oculi import build_mask, mask_function
-from .rows_oculi import mask_of_rows, pays
+from .rows_oculi import Chosen, most_in_a_row, pays
 from .spans_oculi import key_spans
 
 
@@ -20,15 +20,17 @@ def rows_of_last_block(
     text_config: Any,
     blocks: nn.ModuleList,
     label_rows: Tensor | None,
+    most: int | None,
     tapped: Sized,
     cache: Cache | None,
     embeds: Tensor,
-) -> Tensor | None:
+) -> Chosen | None:
     """The rows that the last block computes, None for all; see ``rows_oculi.py``.
 
     Args:
         text_config: of the LLM. blocks: its own.
         label_rows: [R] int64 into B * T, or None.
+        most: M; None: to be counted.
         tapped: the blocks whose outputs are read.
         cache: None in training.
         embeds: [B, T, D].
@@ -36,9 +38,13 @@ def rows_of_last_block(
     last = len(blocks) - 1
     if label_rows is None or cache is not None or last in tapped:  # type: ignore[operator]
         return None
-    if "flash" in text_config._attn_implementation:
-        return None  # it takes no mask
-    return label_rows if pays(blocks[last], len(label_rows), *embeds.shape) else None
+    if "flash" in text_config._attn_implementation or not len(label_rows):
+        return None  # flash attention takes no mask
+    rows, length = embeds.shape[:2]
+    most = most_in_a_row(label_rows, rows, length) if most is None else most
+    if not pays(rows * most, rows * length):
+        return None
+    return Chosen.of(label_rows, rows, length, most)
 
 
 def masks_of_call(
@@ -50,7 +56,7 @@ def masks_of_call(
     branch_ids: Tensor | None,
     prompt_mask: Tensor | None,
     cache: Cache | None,
-    chosen: Tensor | None,
+    chosen: Chosen | None,
 ) -> tuple[Any, Any]:
     """The 4-D or block masks, of all tokens and of ``chosen`` ones in the last block.
 
@@ -93,13 +99,13 @@ def masks_of_call(
     if chosen is None:
         return mask, None
     mask_of_chosen = build(
-        mask_of_rows(function, chosen, length),
-        None if attention_mask is None else attention_mask.reshape(1, -1),
-        shape_BT=(1, len(chosen)),
-        kv_length=rows * length,
+        chosen.mask(function),
+        attention_mask,
+        shape_BT=chosen.shape,
+        kv_length=length,
         q_offset=0,
         kv_offset=0,
         plain=False,
-        spans=spans and (lambda: spans().of_rows(chosen)),
+        spans=spans and (lambda: spans().of_columns(chosen.columns_BM)),
     )
     return mask, mask_of_chosen

@@ -224,6 +224,7 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
         prompt_mask: Tensor | None = None,
         modality_ids: Tensor | None = None,
         label_rows: Tensor | None = None,
+        labels_per_row: int | None = None,
         taps: Mapping[Any, Reducer] | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -249,6 +250,7 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
                 i-th of ``config.routed_lora``. None: that of ``image`` for images, none for the rest.
             label_rows: [R] int64 into B * T: the only positions that go through the LM head and, if
                 that is less work and no tap reads the others, through the last block.
+            labels_per_row: the most of them in one row; None: it is counted, and a device waited for.
             taps: for block i, a function of its output on vision tokens [S, D]; what it returns is
                 in ``Output.taps[i]`` and nothing else is kept: the backward pass calls it again.
                 -1 is the input of block 0. Of a model that compresses, each patch's state [P, D]:
@@ -283,8 +285,9 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
         # Looked for only where they are needed: decoding calls this for every token.
         blocks: Any = self.blocks if taps or label_rows is not None else ()
         chosen = rows_of_last_block(
-            self.config.text_config, blocks, label_rows, taps or (), past_key_values, inputs_embeds
-        )
+            self.config.text_config, blocks, label_rows, labels_per_row, taps or (),
+            past_key_values, inputs_embeds,
+        )  # fmt: skip
         mask, mask_of_chosen = masks_of_call(
             self.config, inputs_embeds, image_ids if pixel_values is not None else None,
             attention_mask, segment_ids, branch_ids, prompt_mask, past_key_values, chosen,
@@ -301,10 +304,11 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
                 read = rows if sight is None or sight.owners is None else rows[sight.owners]
                 stack.enter_context(tapping(taps, blocks, read, inputs_embeds, tapped))
             if label_rows is not None:
-                last = blocks[-1] if chosen is not None else None
                 head = self.llm.get_output_embeddings()
-                around = partial(self.route.among, label_rows, inputs_embeds.shape[:2].numel())
-                stack.enter_context(only_rows(head, label_rows, last, mask_of_chosen, around))
+                around = partial(self.route.among, tokens=inputs_embeds.shape[:2].numel())
+                stack.enter_context(
+                    only_rows(head, label_rows, blocks[-1], chosen, mask_of_chosen, around)
+                )
             output = self.llm(
                 inputs_embeds=inputs_embeds,
                 attention_mask=mask,

@@ -9,8 +9,8 @@ their product added afterwards. Nothing is added to a row of text, not even a ze
 into 0.0. So it cannot be merged, it stays in the exported model, and several can stand side by side
 (VoRA, section 7). Mergeable LoRA is in ``lora.py``.
 
-Shapes: B rows, T tokens, N = B * T, S tokens of a modality, R label rows, I inputs, O outputs, r the
-rank.
+Shapes: B rows, T tokens, N = B * T, S tokens of a modality, M label rows of a row, I inputs, O outputs,
+r the rank.
 """
 
 import math
@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from .rows_oculi import Chosen
 
 IMAGE = "image"  # the modality that image positions are, unless ``modality_ids`` says otherwise
 
@@ -50,26 +52,26 @@ class Rows:
         added = _AddToRows.apply(y.flatten(0, -2), x.flatten(0, -2), self.index_S, a, b)
         return added.view_as(y)
 
-    def among(self, label_rows: Tensor, tokens: int) -> "Among":
-        """Those of ``label_rows`` [R] that are of this modality, out of ``tokens`` = N."""
-        mine = torch.zeros(tokens, dtype=torch.bool, device=label_rows.device)
-        return Among(mine.index_fill(0, self.index_S, True).index_select(0, label_rows))
+    def among(self, chosen: Chosen, tokens: int) -> "Among":
+        """Those of the label rows that are of this modality, out of ``tokens`` = N."""
+        mine_N = self.index_S.new_zeros(tokens, dtype=torch.bool).index_fill(0, self.index_S, True)
+        return Among(mine_N.index_select(0, chosen.tokens).view(chosen.shape))
 
 
 @dataclass(frozen=True)
 class Among:
-    """Rows of a modality as a mask [R] bool: how many there are is not known on the host.
+    """Rows of a modality as a mask [B, M] bool: how many there are is not known on the host.
 
     Label rows are few, so the product is computed for all of them, and chosen rather than added.
     """
 
-    mine_R: Tensor
+    mine_BM: Tensor
 
     def add(self, y: Tensor, x: Tensor, adapter: Adapter) -> Tensor:
         """As ``Rows.add``."""
         a, b = (part.weight.to(y.dtype) for part in (adapter.lora_A, adapter.lora_B))
         product = nn.functional.linear(nn.functional.linear(x.to(y.dtype), a), b)
-        return torch.where(self.mine_R[:, None], y + product, y)
+        return torch.where(self.mine_BM[..., None], y + product, y)
 
 
 class Route:
@@ -126,10 +128,10 @@ class Route:
             self.rows = before
 
     @contextmanager
-    def among(self, label_rows: Tensor, tokens: int) -> Iterator[None]:
-        """Within, layers are given ``label_rows`` [R] of the N tokens instead of all."""
+    def among(self, chosen: Chosen, tokens: int) -> Iterator[None]:
+        """Within, layers are given the label rows of the N tokens instead of all."""
         now = {
-            name: rows.among(label_rows, tokens)
+            name: rows.among(chosen, tokens)
             for name, rows in (self.rows or {}).items()
             if isinstance(rows, Rows)
         }

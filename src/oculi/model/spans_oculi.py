@@ -28,12 +28,9 @@ class Spans:
     last: Tensor
     exact: bool
 
-    def of_rows(self, rows: Tensor) -> "Spans":
-        """Of queries ``rows`` [R] into B * T, with the keys of all B rows as one: [1, R]."""
-        length = self.first.shape[1]
-        start = rows.div(length, rounding_mode="floor") * length
-        first, last = (start + side.flatten()[rows] for side in (self.first, self.last))
-        return Spans(first[None], last[None], self.exact)
+    def of_columns(self, columns_BM: Tensor) -> "Spans":
+        """Of the queries in these columns alone [B, M]."""
+        return Spans(self.first.gather(1, columns_BM), self.last.gather(1, columns_BM), self.exact)
 
 
 def key_spans(
