@@ -306,6 +306,29 @@ def evaluate(
     raise typer.Exit(0 if results.ok else 1)
 
 
+@app.command(
+    epilog="Example: oculi compare runs/first/evals/playroom-1 runs/second/evals/playroom-1"
+)
+@one_line_errors
+def compare(
+    first: Annotated[
+        Path, typer.Argument(help="an evaluation's folder or answers.jsonl; or a run")
+    ],
+    second: Annotated[Path, typer.Argument(help="the same of what it is compared with")],
+    as_json: Annotated[bool, typer.Option("--json", help="print the results as JSON")] = False,
+) -> None:
+    """Two evaluations of the same questions, paired: the difference, its interval, and where it lies.
+
+    Of two runs, every evaluation that both have."""
+    from oculi.eval.compare import compare as run
+
+    found = run(first, second)
+    if as_json:
+        print(json.dumps([one.to_dict() for one in found], indent=1))
+    else:
+        print("\n".join(line for one in found for line in one.lines()))
+
+
 @app.command(epilog='Example: oculi chat runs/first --image cat.png "What is this?"')
 @one_line_errors
 def chat(

@@ -186,7 +186,7 @@ def test_nothing_is_added_to_text(kind: Any) -> None:
     x[0, 3] = torch.inf
     chosen: Any = Rows(torch.tensor([4, 2]))
     if kind is Among:
-        chosen = chosen.among(Chosen.of(torch.arange(5), batch=1, length=5, most=5), 5)
+        chosen = chosen.among(Chosen.of(torch.arange(5), batch=1, length=5, most=5))
     found = chosen.add(y, x, adapter)
     assert same_bits(found[0, [0, 1, 3]], y[0, [0, 1, 3]])
     assert found[0, [2, 4]].abs().min() > 0 and found.isfinite().all()

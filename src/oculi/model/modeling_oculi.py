@@ -7,7 +7,6 @@ S vision tokens of the whole batch.
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -288,7 +287,7 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
             self.config.text_config, blocks, label_rows, labels_per_row, taps or (),
             past_key_values, inputs_embeds,
         )  # fmt: skip
-        mask, mask_of_chosen = masks_of_call(
+        mask, row_mask = masks_of_call(
             self.config, inputs_embeds, image_ids if pixel_values is not None else None,
             attention_mask, segment_ids, branch_ids, prompt_mask, past_key_values, chosen,
         )  # fmt: skip
@@ -304,20 +303,15 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
                 read = rows if sight is None or sight.owners is None else rows[sight.owners]
                 stack.enter_context(tapping(taps, blocks, read, inputs_embeds, tapped))
             if label_rows is not None:
-                head = self.llm.get_output_embeddings()
-                around = partial(self.route.among, tokens=inputs_embeds.shape[:2].numel())
-                stack.enter_context(
-                    only_rows(head, label_rows, blocks[-1], chosen, mask_of_chosen, around)
-                )
+                stack.enter_context(only_rows(
+                    self.llm.get_output_embeddings(), label_rows, blocks[-1], chosen, row_mask,
+                    self.route.among,
+                ))  # fmt: skip
             output = self.llm(
-                inputs_embeds=inputs_embeds,
-                attention_mask=mask,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                use_cache=use_cache,
-                logits_to_keep=logits_to_keep,
-                **kwargs,
-            )
+                inputs_embeds=inputs_embeds, attention_mask=mask, position_ids=position_ids,
+                past_key_values=past_key_values, use_cache=use_cache,
+                logits_to_keep=logits_to_keep, **kwargs,
+            )  # fmt: skip
         return OculiOutput(
             logits=output.logits, past_key_values=output.past_key_values, taps=tapped or None
         )

@@ -52,8 +52,9 @@ class Rows:
         added = _AddToRows.apply(y.flatten(0, -2), x.flatten(0, -2), self.index_S, a, b)
         return added.view_as(y)
 
-    def among(self, chosen: Chosen, tokens: int) -> "Among":
-        """Those of the label rows that are of this modality, out of ``tokens`` = N."""
+    def among(self, chosen: Chosen) -> "Among":
+        """Those of the label rows that are of this modality."""
+        tokens = chosen.shape[0] * chosen.length
         mine_N = self.index_S.new_zeros(tokens, dtype=torch.bool).index_fill(0, self.index_S, True)
         return Among(mine_N.index_select(0, chosen.tokens).view(chosen.shape))
 
@@ -128,10 +129,10 @@ class Route:
             self.rows = before
 
     @contextmanager
-    def among(self, chosen: Chosen, tokens: int) -> Iterator[None]:
-        """Within, layers are given the label rows of the N tokens instead of all."""
+    def among(self, chosen: Chosen) -> Iterator[None]:
+        """Within, layers are given the label rows instead of all."""
         now = {
-            name: rows.among(chosen, tokens)
+            name: rows.among(chosen)
             for name, rows in (self.rows or {}).items()
             if isinstance(rows, Rows)
         }

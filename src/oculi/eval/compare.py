@@ -1,0 +1,238 @@
+"""Two evaluations of the same questions, paired: which model is better, by how much, on what.
+
+Paired, because both were asked the same: most questions are easy or hard for both and say nothing, so
+the interval is narrower than two intervals side by side suggest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from oculi.errors import DataError, shown
+from oculi.eval.score import mean_interval, wilson
+
+Row = Mapping[str, Any]
+ALL = "all"
+NEEDED = {"id": str, "turn": int, "group": str, "question": str, "answer": str, "correct": bool}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of some questions: how many each answered right, and the second's score minus the first's.
+
+    Attributes:
+        n: questions. first, second: right answers of each.
+        only_first, only_second: questions that one alone answered right.
+        difference, low, high: of the shares, with its 95 % interval.
+    """
+
+    n: int
+    first: int
+    second: int
+    only_first: int
+    only_second: int
+    difference: float
+    low: float
+    high: float
+
+    def line(self, name: str) -> str:
+        """For the terminal."""
+        verdict = "better" if self.low > 0 else "worse" if self.high < 0 else "not decided"
+        return (
+            f"{name:18} {self.first / self.n:7.1%} -> {self.second / self.n:6.1%}  "
+            f"{100 * self.difference:+5.1f} ({100 * self.low:+.1f} to {100 * self.high:+.1f}; {self.n} "
+            f"questions, right in one alone {self.only_first} and {self.only_second})  {verdict}"
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two evaluations.
+
+    Attributes:
+        name: of the evaluation. groups: of all questions, then by kind and by form.
+        measures: what the task measures of an answer beside that, second minus first.
+        left_out: questions that one of the two alone was asked.
+    """
+
+    name: str
+    groups: dict[str, Difference]
+    measures: dict[str, dict[str, float]]
+    left_out: tuple[int, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        lines = [self.name, *(f"  {found.line(group)}" for group, found in self.groups.items())]
+        for name, found in self.measures.items():
+            inside = f"{found['low']:+.3g} to {found['high']:+.3g}"
+            lines.append(f"  {name:18} {found['mean']:+.3g} ({inside})")
+        if any(self.left_out):
+            first, second = self.left_out
+            lines.append(
+                f"  left out, as one alone was asked: {first} of the first, {second} of the second"
+            )
+        return lines
+
+
+def paired(first: Sequence[bool], second: Sequence[bool]) -> Difference:
+    """The difference of two shares of the same n questions and its 95 % interval.
+
+    Newcombe 1998 (Statistics in Medicine 17, 2635-2650), method 10: Wilson's intervals of both, put
+    together by their correlation. Unlike Wald's it is right for few questions and shares near 0 and 1.
+
+    Raises:
+        ValueError: no questions, or not as many of each.
+    """
+    pairs = list(zip(first, second, strict=True))
+    n, both = len(pairs), pairs.count((True, True))
+    only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
+    a, b = wilson(both + only_first, n), wilson(both + only_second, n)
+    agree = both * pairs.count((False, False)) - only_first * only_second
+    scale = math.sqrt(a.correct * (n - a.correct) * b.correct * (n - b.correct))
+    agree_corrected = max(agree - n / 2, 0) if agree > 0 else agree
+    phi = agree_corrected / scale if scale else 0.0
+
+    def side(x: float, y: float) -> float:
+        return math.sqrt(max(0.0, x * x - 2 * phi * x * y + y * y))
+
+    difference = b.score - a.score
+    low = difference - side(b.score - b.low, a.high - a.score)
+    high = difference + side(b.high - b.score, a.score - a.low)
+    return Difference(n, a.correct, b.correct, only_first, only_second, difference, low, high)
+
+
+def compare(first: Path, second: Path) -> list[Comparison]:
+    """Compare evaluations by the questions that both were asked.
+
+    Args:
+        first, second: folders of an evaluation (or their ``answers.jsonl``), or two runs, of which
+            every evaluation that both have is compared.
+
+    Raises:
+        DataError: a file is damaged or missing, the same question has two answers, or none is shared.
+    """
+    if (first / "evals").is_dir() and (second / "evals").is_dir():
+        names = sorted(_evaluations(first) & _evaluations(second))
+        if not names:
+            raise DataError(
+                f"{first} and {second} share no evaluation: the first has "
+                f"{', '.join(sorted(_evaluations(first))) or 'none'}, the second "
+                f"{', '.join(sorted(_evaluations(second))) or 'none'}"
+            )
+        pairs = [(name, first / "evals" / name, second / "evals" / name) for name in names]
+    else:
+        pairs = [(_name(second), first, second)]
+    return [_compare(name, _read(a), _read(b), a, b) for name, a, b in pairs]
+
+
+def _evaluations(run: Path) -> set[str]:
+    return {path.parent.name for path in (run / "evals").glob("*/answers.jsonl")}
+
+
+def _name(path: Path) -> str:
+    return path.parent.name if path.is_file() else path.name
+
+
+def _read(path: Path) -> dict[tuple[str, int], Row]:
+    """The rows of an evaluation by question."""
+    file = path if path.is_file() else path / "answers.jsonl"
+    if not file.is_file():
+        hint = ""
+        if found := sorted(_evaluations(path)):
+            hint = f"; it is a run: name one of its evaluations, as {path / 'evals' / found[0]}"
+        raise DataError(f"{path} has no answers.jsonl, which `oculi eval` writes{hint}")
+    rows: dict[tuple[str, int], Row] = {}
+    for number, row in _rows(file):
+        wrong = [name for name, kind in NEEDED.items() if type(row.get(name)) is not kind]
+        if wrong:
+            raise DataError(f"{file}:{number}: no usable {', '.join(wrong)}: not a row of answers")
+        key = row["id"], row["turn"]
+        if key in rows:
+            raise DataError(f"{file}:{number}: turn {key[1]} of {shown(key[0])} once more")
+        rows[key] = row
+    return rows
+
+
+def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read: {error}") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{file}:{number}: not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{file}:{number}: not a row of answers")
+        yield number, row
+
+
+def _compare(
+    name: str,
+    first: Mapping[tuple[str, int], Row],
+    second: Mapping[tuple[str, int], Row],
+    a: Path,
+    b: Path,
+) -> Comparison:
+    shared = [key for key in first if key in second]
+    if not shared:
+        raise DataError(f"{a} and {b} share no question: they are of different tasks or samples")
+    for key in shared:
+        if first[key]["answer"] != second[key]["answer"]:
+            raise DataError(
+                f"turn {key[1]} of {shown(key[0])} has the answer {shown(first[key]['answer'])} in {a} "
+                f"and {shown(second[key]['answer'])} in {b}: these are not the same questions"
+            )
+    groups: dict[str, list[tuple[str, int]]] = {ALL: shared}
+    for part in (_group, _form):
+        parts: dict[str, list[tuple[str, int]]] = {}
+        for key in shared:
+            parts.setdefault(part(first[key]), []).append(key)
+        if len(parts) > 1:
+            groups |= dict(sorted(parts.items()))
+    found = {
+        group: paired([first[k]["correct"] for k in keys], [second[k]["correct"] for k in keys])
+        for group, keys in groups.items()
+    }
+    left = len(first) - len(shared), len(second) - len(shared)
+    return Comparison(name, found, _measures(first, second, shared), left)
+
+
+def _group(row: Row) -> str:
+    return str(row["group"])
+
+
+def _form(row: Row) -> str:
+    """Whether the question names lettered options, of which the answer is one."""
+    letter = re.escape(row["answer"].strip())
+    lettered = len(letter) == 1 and re.search(rf"^\s*\(?{letter}[).:]\s", row["question"], re.M)
+    return "(multiple choice)" if lettered else "(open)"
+
+
+def _measures(
+    first: Mapping[tuple[str, int], Row],
+    second: Mapping[tuple[str, int], Row],
+    shared: Sequence[tuple[str, int]],
+) -> dict[str, dict[str, float]]:
+    """Mean differences of what both measured of every shared answer."""
+    kept: dict[str, list[float]] = {}
+    for key in shared:
+        ours, theirs = first[key].get("measures") or {}, second[key].get("measures") or {}
+        for name in ours.keys() & theirs.keys():
+            kept.setdefault(name, []).append(float(theirs[name]) - float(ours[name]))
+    return {
+        name: asdict(mean_interval(values))
+        for name, values in sorted(kept.items())
+        if len(values) == len(shared)
+    }
