@@ -34,7 +34,7 @@ from transformers import PreTrainedConfig
 
 from .masks_oculi import MaskFunction, build_mask, mask_function
 from .patch_embed_oculi import RMSNorm
-from .rows_oculi import keys_and_values
+from .rows_oculi import Give, keys_and_values
 from .spans_oculi import Spans, begins, key_spans, skipped
 from .wide_rows_oculi import Memory, WideRows
 
@@ -150,16 +150,6 @@ class _Add:
 
     def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> Any:
         return self.memory.add(self.name, keys, values)
-
-
-class _Give:
-    """Stands in for a cache: whatever it is given, it answers with these keys and values."""
-
-    def __init__(self, states: tuple[Tensor, Tensor]) -> None:
-        self.states = states
-
-    def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return self.states
 
 
 class Fusion(nn.Module):
@@ -331,7 +321,7 @@ class Fusion(nn.Module):
         )
         positions = call.positions_BW.gather(1, where)
         around = call.rotary(text_BQD, positions)
-        return _run(layer, text_BQD, mask, around, positions, _Give(keys))
+        return _run(layer, text_BQD, mask, around, positions, Give(keys))
 
 
 def copy_block(block: nn.Module) -> nn.Module:

@@ -50,7 +50,7 @@ def keys_and_values(run: Callable[[Any], Any]) -> tuple[Tensor, Tensor]:
     raise RuntimeError("the LLM's block hands no keys and values to its cache")
 
 
-class _Give:
+class Give:
     """A cache that answers with these keys and values, whatever it is given."""
 
     def __init__(self, states: tuple[Tensor, Tensor]) -> None:
@@ -167,7 +167,7 @@ def only_rows(
         except _Handed:
             done.append(True)
         of_rows = _choose(kwargs, chosen)
-        of_rows |= {"attention_mask": mask, "past_key_values": _Give(take.states)}
+        of_rows |= {"attention_mask": mask, "past_key_values": Give(take.states)}
         with around(chosen):
             return forward(chosen.of_rows(hidden_BTD), **of_rows)
 
