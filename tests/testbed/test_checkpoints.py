@@ -15,7 +15,7 @@ from oculi.testbed import CHECKPOINTS, checkpoint, checkpoints, language, manife
 
 
 def test_names_are_known_and_an_unknown_one_lists_them() -> None:
-    assert {"aimv2", "llm"} <= set(checkpoints())
+    assert {"aimv2", "clip", "llm", "siglip2"} <= set(checkpoints())
     with pytest.raises(CheckpointError, match=r'did you mean "aimv2".*llm'):
         checkpoint("aimv3")
 
@@ -78,17 +78,18 @@ def test_llm_answers_in_generation_as_it_was_scored() -> None:
     assert sum(right) >= 0.8 * len(right)
 
 
-def test_teacher_sees_what_is_in_a_picture() -> None:
+@pytest.mark.parametrize("family", ["aimv2", "clip", "siglip2"])
+def test_a_tower_sees_what_is_in_a_picture(family: str) -> None:
     """Its patch states separate the colours linearly: a probe fitted on 150 pictures reads them."""
-    from transformers import AutoImageProcessor, AutoModel
+    from transformers import AutoModel
 
-    processor = AutoImageProcessor.from_pretrained(checkpoint("aimv2"), backend="pil")
-    model = AutoModel.from_pretrained(checkpoint("aimv2"), dtype=torch.float32).eval()
+    from oculi.testbed.build_teacher import pixels
+    from oculi.testbed.towers import TOWERS
+
+    model = AutoModel.from_pretrained(checkpoint(family), dtype=torch.float32).eval()
     scenes = [playroom.scene(1, "test", index) for index in range(240)]
-    batch = processor([playroom.draw(scene) for scene in scenes], return_tensors="pt")
-    assert batch["pixel_values"].shape == (240, 3, 84, 84)
     with torch.no_grad():
-        states = model(**batch).last_hidden_state
+        states = TOWERS[family].states(model, pixels(TOWERS[family], scenes))
     assert states.shape == (240, 36, 192)
     where = [int(o.centre[1] // 14) * 6 + int(o.centre[0] // 14) for (o,) in
              (scene.objects for scene in scenes)]  # fmt: skip
@@ -103,11 +104,14 @@ def test_teacher_sees_what_is_in_a_picture() -> None:
 
 @pytest.mark.parametrize("family", ["aimv2", "clip"])
 def test_a_tower_s_processor_does_what_training_did(family: str) -> None:
+    from transformers import AutoImageProcessor
+
     from oculi.testbed.build_teacher import pixels
     from oculi.testbed.towers import TOWERS
 
     scene = playroom.scene(2, "test", 0)
-    made = TOWERS[family].processor()(playroom.draw(scene), return_tensors="pt")["pixel_values"]
+    shipped = AutoImageProcessor.from_pretrained(checkpoint(family), backend="pil")
+    made = shipped(playroom.draw(scene), return_tensors="pt")["pixel_values"]
     assert torch.allclose(made, pixels(TOWERS[family], [scene]), atol=1e-5)
 
 

@@ -25,14 +25,19 @@ print(kept, faults() - before)
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
 
 
-def count(keep: bool, **environment: str) -> tuple[bool, int]:
-    """Whether memory is kept, and the page faults of five tensors of 80 MB, one behind the other."""
+def run(script: str, *arguments: str, **environment: str) -> str:
+    """What the script prints, in an environment that says nothing of malloc but what is given."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, "keep" if keep else "leave"],
+        [sys.executable, "-c", script, *arguments],
         env={**clean, **environment}, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    kept, faults = done.stdout.split()
+    return done.stdout
+
+
+def count(keep: bool, **environment: str) -> tuple[bool, int]:
+    """Whether memory is kept, and the page faults of five tensors of 80 MB, one behind the other."""
+    kept, faults = run(SCRIPT, "keep" if keep else "leave", **environment).split()
     return kept == "True", int(faults)
 
 
@@ -40,6 +45,32 @@ def count(keep: bool, **environment: str) -> tuple[bool, int]:
 def test_what_was_freed_is_used_again() -> None:
     assert count(keep=True) == (True, pytest.approx(0, abs=500))
     assert count(keep=False)[1] > 50 * 500
+
+
+HOLES = """
+import torch
+from oculi.training.allocator import EVERY, give_back_unused, keep_freed_memory
+
+def resident():
+    return int(next(l.split()[1] for l in open("/proc/self/status") if l.startswith("VmRSS")))
+
+keep_freed_memory()
+before = resident()
+blocks = [torch.ones(1_000_000) for _ in range(100)]
+last = blocks[-1]
+del blocks  # 99 blocks of 4 MB, and one behind them that stays
+kept = resident()
+for _ in range(EVERY):
+    give_back_unused()
+print(kept - before, resident() - before)
+"""
+
+
+@glibc
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc")
+def test_what_nothing_uses_goes_back_now_and_then() -> None:
+    kept, left = (int(size) // 1000 for size in run(HOLES).split())
+    assert kept > 350 and left < 50, (kept, left)
 
 
 @glibc

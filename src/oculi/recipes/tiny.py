@@ -26,7 +26,7 @@ def vora_tiny() -> Recipe:
 
     oculi train vora_tiny --out RUN
 
-    Half an hour on two cores; scores are in docs/results.md. In pre-training words weigh a twentieth,
+    About half an hour on two cores; scores are in docs/results.md. In pre-training words weigh a twentieth,
     which is enough to keep them, and text is mixed in as in the paper (section 4.2). Without either the
     LLM comes out of it speechless and hardly learns to answer again; with a weight of one shapes come
     late (docs/log.md). Captions say all of a picture at once. Muon updates LoRA of three blocks; the
@@ -41,7 +41,7 @@ def vora_tiny() -> Recipe:
             *(drawn(level=n) for n in (1, 2)),
             _text(0.7),
         ),
-        steps=650,
+        steps=800,
         batch=64,
         length=640,
         pack_length=256,
@@ -63,7 +63,7 @@ def vora_tiny() -> Recipe:
         update={
             "name": "finetune",
             "data": _asked(),
-            "steps": 2600,
+            "steps": 2800,
             "batch": 16,
             "micro_rows": 8,  # the longer half of the rows apart from the shorter: less is padding
             "separate_turns": 0.95,

@@ -1,18 +1,25 @@
 """Training on a CPU keeps the memory that it frees.
 
 Each step frees what the next asks for again. glibc gives large blocks back to the system at once, and
-the system then clears every page anew: a fifth of a small step's time (docs/log.md).
+the system then clears every page anew: a fifth of a small step's time (docs/log.md). Steps differ in
+size, so what is kept has holes that no later block fits into; every few steps all that is unused goes
+back.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+from itertools import count
 
 # malloc.h; the numbers are part of glibc's interface.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 _MOST = 2**31 - 1  # mallopt takes an int
 _STEP = 2**28  # bytes that the heap grows by
+EVERY = 20  # steps
+
+_kept = False
+_calls = count(1)
 
 
 def keep_freed_memory() -> bool:
@@ -21,6 +28,7 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it does: not without glibc, nor where ``MALLOC_*`` or ``GLIBC_TUNABLES`` is set.
     """
+    global _kept
     if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return False
     try:
@@ -30,4 +38,11 @@ def keep_freed_memory() -> bool:
     # No block gets a mapping of its own, which would be unmapped with it.
     settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _MOST), (_TOP_PAD, _STEP))
     done = [mallopt(*setting) for setting in settings]  # all of them, whatever one answers
-    return all(one == 1 for one in done)
+    _kept = all(one == 1 for one in done)
+    return _kept
+
+
+def give_back_unused() -> None:
+    """Called before every step: each ``EVERY`` times, what no tensor uses goes back to the system."""
+    if _kept and next(_calls) % EVERY == 0:
+        ctypes.CDLL(None).malloc_trim(0)

@@ -18,6 +18,7 @@ from oculi.data.feeding import make_loader
 from oculi.data.loader import BadSample, Loaded, Steps
 from oculi.errors import OculiError, shown
 from oculi.recipe import Stage
+from oculi.training.allocator import give_back_unused
 from oculi.training.log import BAD_SAMPLES, RunLog
 from oculi.training.module import TrainModule
 from oculi.training.monitor import Monitor
@@ -233,6 +234,7 @@ def run_stage(
     with stopper.deferred(), closing(loader):
         for step in range(start, stage.steps):
             on_step()
+            give_back_unused()
             try:
                 loaded = _next(loader, stopper, ranks)
                 share = _share(module, loaded, stopper, ranks)
