@@ -2,8 +2,7 @@
 
 Each step frees what the next asks for again. glibc gives large blocks back to the system at once, and
 the system then clears every page anew: a fifth of a small step's time (docs/log.md). Steps differ in
-size, so what is kept has holes that no later block fits into; every few steps all that is unused goes
-back.
+size, so what is kept has holes that no later block fits into; now and then all that is unused goes back.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from itertools import count
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 _MOST = 2**31 - 1  # mallopt takes an int
 _STEP = 2**28  # bytes that the heap grows by
-EVERY = 20  # steps
+EVERY = 100  # steps; clearing the pages again takes a second on two cores
 
 _kept = False
 _calls = count(1)
