@@ -76,6 +76,14 @@ def test_what_one_alone_was_asked_is_left_out_and_said(tmp_path: Path) -> None:
     assert "3 of the first, 0 of the second" in found.lines()[-1]
 
 
+def test_an_answer_may_hold_what_separates_lines_elsewhere(tmp_path: Path) -> None:
+    found = rows([True] * 4, prediction="blue\u2028or\x85")
+    a = write(tmp_path / "a", [])
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
+    (a / "answers.jsonl").write_text(lines, encoding="utf-8")
+    assert compare(a, a)[0].groups["all"].n == 4
+
+
 def test_measures_too(tmp_path: Path) -> None:
     a = write(tmp_path / "a", rows([True] * 4, measures={"error": 3.0, "other": 1}))
     b = write(tmp_path / "b", rows([True] * 4, measures={"error": 1.0}))
@@ -100,6 +108,9 @@ def test_every_evaluation_that_two_runs_share(tmp_path: Path) -> None:
         ({"id": "other"}, "share no question"),
         ({"correct": "yes"}, r"answers.jsonl:1: no usable correct"),
         ({"turn": True}, "no usable turn"),
+        ({"measures": [1]}, "measures are not numbers"),
+        ({"measures": {"error": "low"}}, "measures are not numbers"),
+        ({"measures": {"error": float("nan")}}, "measures are not numbers"),
     ],
 )
 def test_what_is_not_the_same_is_refused(

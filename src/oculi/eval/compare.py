@@ -156,6 +156,9 @@ def _read(path: Path) -> dict[tuple[str, int], Row]:
         wrong = [name for name, kind in NEEDED.items() if type(row.get(name)) is not kind]
         if wrong:
             raise DataError(f"{file}:{number}: no usable {', '.join(wrong)}: not a row of answers")
+        measures = row.get("measures", {})
+        if not isinstance(measures, dict) or not all(map(_is_number, measures.values())):
+            raise DataError(f"{file}:{number}: measures are not numbers by name")
         key = row["id"], row["turn"]
         if key in rows:
             raise DataError(f"{file}:{number}: turn {key[1]} of {shown(key[0])} once more")
@@ -163,12 +166,17 @@ def _read(path: Path) -> dict[tuple[str, int], Row]:
     return rows
 
 
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: an answer may hold a separator of its own, which JSON leaves as it is.
+        lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read: {error}") from None
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines if lines != [""] else [], 1):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -228,7 +236,7 @@ def _measures(
     """Mean differences of what both measured of every shared answer."""
     kept: dict[str, list[float]] = {}
     for key in shared:
-        ours, theirs = first[key].get("measures") or {}, second[key].get("measures") or {}
+        ours, theirs = first[key].get("measures", {}), second[key].get("measures", {})
         for name in ours.keys() & theirs.keys():
             kept.setdefault(name, []).append(float(theirs[name]) - float(ours[name]))
     return {

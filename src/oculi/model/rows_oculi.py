@@ -148,11 +148,10 @@ def only_rows(
         mask: of these label rows, from ``Chosen.mask``.
         around: what to enter while the block computes them.
     """
-    done: list[bool] = []  # whether the block has chosen the rows already
+    done: list[Tensor] = []  # where the label rows are, once the block has chosen them
 
     def select(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
-        assert chosen is not None or not done
-        index = chosen.places_R if done and chosen is not None else label_rows
+        index = done[0] if done else label_rows
         return (args[0].flatten(0, 1).index_select(0, index)[None],)
 
     def rows_of_block(hidden_BTD: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -165,7 +164,7 @@ def only_rows(
         try:
             return forward(hidden_BTD, **{**kwargs, "past_key_values": take})
         except _Handed:
-            done.append(True)
+            done.append(chosen.places_R)
         of_rows = _choose(kwargs, chosen)
         of_rows |= {"attention_mask": mask, "past_key_values": Give(take.states)}
         with around(chosen):

@@ -15,7 +15,7 @@ from itertools import count
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 _MOST = 2**31 - 1  # mallopt takes an int
 _STEP = 2**28  # bytes that the heap grows by
-EVERY = 100  # steps; clearing the pages again takes a second on two cores
+EVERY = 100  # steps: the pages that go back have to be cleared again
 
 _kept = False
 _calls = count(1)
