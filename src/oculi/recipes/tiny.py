@@ -26,13 +26,14 @@ def vora_tiny() -> Recipe:
 
     oculi train vora_tiny --out RUN
 
-    Half an hour or more on two cores; times and scores are in docs/results.md. In pre-training words
-    weigh a twentieth, which is enough to keep them, and text is mixed in as in the paper (section 4.2).
-    Without either the LLM comes out of it speechless and hardly learns to answer again; with a weight of one
-    shapes come late (docs/log.md). Captions say all of a picture at once. Muon updates LoRA of three
-    blocks; the last three stay as they are (the teacher's five are all distilled, two of them through
-    such blocks). Then everything learns from several questions about each picture, side by side: later
-    answers could be read off earlier ones, and a model that can read does not look.
+    Half an hour or more on two cores; times and scores are in docs/results.md. In pre-training
+    words weigh a twentieth, which is enough to keep them, and text is mixed in as in the paper
+    (section 4.2). Without either the LLM comes out of it speechless and hardly learns to answer
+    again; with a weight of one shapes come late (docs/log.md). Captions say all of a picture at
+    once. Muon updates LoRA of three blocks; the last three stay as they are (the teacher's five are
+    all distilled, two of them through such blocks). Then everything learns from several questions
+    about each picture, side by side: later answers could be read off earlier ones, and a model that
+    can read does not look.
     """
     pretrain = Stage(
         name="pretrain",
