@@ -71,7 +71,7 @@ class ModelSpec(Strict):
     lora: LoraSpec | None = None
     image_attention: Literal["causal", "bidirectional", "mutual"] = "bidirectional"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    attention: Literal["sdpa", "eager", "flex_attention"] = "sdpa"
+    attention: Literal["sdpa", "eager", "blocked", "flex_attention"] = "sdpa"
 
     @model_validator(mode="after")
     def _whole_patches(self) -> ModelSpec:

@@ -232,18 +232,19 @@ def test_equals_the_mask_of_transformers(make_llm_config: Any, padded: bool) -> 
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_eager_equals_sdpa(make_model: Any, make_inputs: Any, policy: str) -> None:
+def test_eager_and_blocked_equal_sdpa(make_model: Any, make_inputs: Any, policy: str) -> None:
     model = make_model(policy=policy)
     inputs = make_inputs([[5, (2, 2), 7, (1, 3), (2, 2), 8, 9], [6, (2, 3), 7]])
     inputs["prompt_mask"] = inputs["attention_mask"].bool()
     real = inputs["attention_mask"].bool()
     by_implementation = {}
-    for implementation in ("sdpa", "eager"):
+    for implementation in ("sdpa", "eager", "blocked"):
         model.set_attn_implementation(implementation)
         by_implementation[implementation] = model(**inputs).logits[real]
-    torch.testing.assert_close(
-        by_implementation["eager"], by_implementation["sdpa"], atol=1e-5, rtol=1e-5
-    )
+    for other in ("eager", "blocked"):
+        torch.testing.assert_close(
+            by_implementation[other], by_implementation["sdpa"], atol=1e-5, rtol=1e-5
+        )
 
 
 def test_policies_differ(make_model: Any, make_inputs: Any) -> None:

@@ -62,7 +62,7 @@ def test_pixels_are_normalised_as_the_start_was_trained(tiny: Tiny, tmp_path: Pa
     assert model.config.vision_config["image_std"] == [0.5, 0.4, 0.3]
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention"])
+@pytest.mark.parametrize("attention", ["eager", "blocked", "sdpa", "flex_attention"])
 def test_attention_is_the_llms(tiny: Tiny, tmp_path: Path, attention: str) -> None:
     """A tower needs no mask, SigLIP 2 has no flex attention, and flex would compile for every grid."""
     folder = save_teacher(tmp_path / "tower", "siglip2")

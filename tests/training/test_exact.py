@@ -142,7 +142,7 @@ TALK = sample(
 
 @pytest.mark.parametrize("fusion", [None, "cross", "decoder"])
 @pytest.mark.parametrize("policy", ["bidirectional", "causal"])
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "blocked", "sdpa"])
 def test_turns_side_by_side_are_the_turns_one_by_one(
     make_model: Callable[..., Any],
     make_processor: Callable[..., Any],

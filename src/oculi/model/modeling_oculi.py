@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, Cache, DynamicCache, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .blocked_attention_oculi import BLOCKED as BLOCKED  # importing it registers it
 from .call_masks_oculi import masks_of_call, rows_of_last_block
 from .compress_oculi import COMPRESSORS, new_compressor
 from .configuration_oculi import OculiConfig

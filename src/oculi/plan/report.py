@@ -61,9 +61,10 @@ class Plan:
             share = self.stages[0].memory.share
             held = "everything" if share == 1 else f"1/{share} of all but teachers, as shard says"
             said.append(f"each of {self.gpus} GPUs holds {held}, and exchange takes no time")
-        if self.recipe.model.attention == "eager":
+        if (attention := self.recipe.model.attention) in ("eager", "blocked"):
             said.append(
-                "attention is a fused kernel, not the eager one, which computes and keeps all scores"
+                f"attention is a fused kernel, not the {attention} one, which keeps "
+                "the scores that it computes"
             )
         if single := [s.name for s in self.recipe.stages if s.precision == "float32"]:
             said.append(

@@ -84,7 +84,7 @@ def vora_tiny() -> Recipe:
             llm=LLM,
             vision=PatchEmbedSpec(init_from=TEACHER),
             images=ImageSpec(mode="native", min_patches=16, max_patches=64),
-            attention="eager",  # faster than SDPA on a CPU, docs/log.md
+            attention="blocked",  # faster than SDPA on a CPU, docs/log.md
             lora=LoraSpec(rank=64, blocks=3),
         ),
         stages=(pretrain, finetune),

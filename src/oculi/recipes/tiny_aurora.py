@@ -40,7 +40,7 @@ def aurora_tiny() -> Recipe:
             compress=MlpSpec(patches=PATCHES, tokens=TOKENS),
             fusion=FusionSpec(kind="combined"),
             image_attention="causal",
-            attention="eager",  # faster than SDPA on a CPU, docs/log.md
+            attention="blocked",  # faster than SDPA on a CPU, docs/log.md
         ),
         stages=_stages(),
         evals=(

@@ -176,7 +176,7 @@ def vlsa_tiny() -> Recipe:
             vision=PerceiverSpec(init_from="testbed:aimv2", layer=-1, max_tiles=9, heads=4),
             images=ImageSpec(mode="native", min_patches=16, max_patches=9 * 36),
             image_attention="causal",
-            attention="eager",  # faster than SDPA on a CPU, docs/log.md
+            attention="blocked",  # faster than SDPA on a CPU, docs/log.md
         ),
         stages=_weighted(stages, term, TINY_RECONSTRUCT_WEIGHTS),
         evals=(EvalSpec(task="playroom:3@168x168", limit=300),),
