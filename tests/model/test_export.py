@@ -47,6 +47,7 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
 }
 CODE = {
+    "blocked_attention_oculi.py",
     "call_masks_oculi.py",
     "chat_oculi.py",
     "compress_learned_oculi.py",
