@@ -15,7 +15,7 @@ from oculi.testbed import CHECKPOINTS, checkpoint, checkpoints, language, manife
 
 
 def test_names_are_known_and_an_unknown_one_lists_them() -> None:
-    assert {"aimv2", "clip", "llm", "siglip2"} <= set(checkpoints())
+    assert {"aimv2", "clip", "llm", "reader", "siglip2"} <= set(checkpoints())
     with pytest.raises(CheckpointError, match=r'did you mean "aimv2".*llm'):
         checkpoint("aimv3")
 

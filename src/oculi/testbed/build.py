@@ -23,6 +23,7 @@ _PARTS = {
     "aimv2": ("oculi.testbed.build_teacher", "build_aimv2"),
     "clip": ("oculi.testbed.build_teacher", "build_clip"),
     "siglip2": ("oculi.testbed.build_teacher", "build_siglip2"),
+    "reader": ("oculi.testbed.build_reader", "build"),
     "vae": ("oculi.testbed.build_diffusion", "build_vae"),
     "sd3": ("oculi.testbed.build_diffusion", "build_sd3"),
 }

@@ -7,6 +7,7 @@ cannot have come through a teacher's knowledge of the questions. Held-out pairs 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -161,37 +162,37 @@ def evaluate(tower: Tower, model: Any, heads: Heads, n: int) -> dict[str, dict[s
     return scores
 
 
-def build(
-    name: str, folder: Path, quick: bool, log: Path | None = None, plan: Plan = PLAN
+def fit(
+    name: str,
+    tower: Tower,
+    model: Any,
+    heads: nn.Module,
+    plan: Plan,
+    folder: Path,
+    log: Path | None,
+    losses_of: Callable[[int], dict[str, torch.Tensor]],
+    scores_of: Callable[[], dict[str, dict[str, float]]],
 ) -> dict[str, Any]:
-    """Train the tower `name`, write it to `folder`, return what the manifest says about it."""
-    plan = replace(QUICK, seed=plan.seed) if quick else plan
-    setup(plan.seed)
-    tower = TOWERS[name]
-    model, progress = tower.new(), Progress(name, plan, log)
-    heads = Heads(WIDTH)
-    optimisers = Optimisers(model, heads, plan)
+    """Train a tower and its heads, write the tower to `folder`, return what the manifest says of it.
+
+    `losses_of` a step are added up; `scores_of` the model are told whenever it is saved.
+    """
+    progress, optimisers = Progress(name, plan, log), Optimisers(model, heads, plan)
     parameters = sum(weight.numel() for weight in model.parameters())
     progress.say(f"{parameters / 1e6:.2f}M parameters, {plan.steps} steps of {plan.batch} pictures")
-    first = round(plan.batch * LEVEL_1)
     for step in range(plan.steps):
-        scenes = [
-            playroom.scene(1 if slot < first else 2, "train", step * plan.batch + slot)
-            for slot in range(plan.batch)
-        ]
-        with torch.autocast("cpu", torch.bfloat16):
-            found = losses(heads, tower.states(model, pixels(tower, scenes)), scenes)
+        found = losses_of(step)
         torch.stack(list(found.values())).sum().backward()
         optimisers.step(step)
         progress.add(step, {name: value.item() for name, value in found.items()})
         if plan.save_every and (step + 1) % plan.save_every == 0 and step + 1 < plan.steps:
-            progress.say(str(evaluate(tower, model, heads, 200)))
+            progress.say(str(scores_of()))
             save(model, folder)
             tower.processor().save_pretrained(folder)
     save(model, folder)
     tower.processor().save_pretrained(folder)
     model.to(torch.bfloat16).to(torch.float32)  # score what is shipped
-    scores = evaluate(tower, model, heads, 20 if quick else SCORED)
+    scores = scores_of()
     progress.say(str(scores))
     return {
         "parameters": parameters,
@@ -200,6 +201,31 @@ def build(
         "seed": plan.seed,
         "metrics": scores,
     }
+
+
+def build(
+    name: str, folder: Path, quick: bool, log: Path | None = None, plan: Plan = PLAN
+) -> dict[str, Any]:
+    """Train the tower `name`, write it to `folder`, return what the manifest says about it."""
+    plan = replace(QUICK, seed=plan.seed) if quick else plan
+    setup(plan.seed)
+    tower = TOWERS[name]
+    model, heads = tower.new(), Heads(WIDTH)
+    first = round(plan.batch * LEVEL_1)
+
+    def losses_of(step: int) -> dict[str, torch.Tensor]:
+        scenes = [
+            playroom.scene(1 if slot < first else 2, "train", step * plan.batch + slot)
+            for slot in range(plan.batch)
+        ]
+        with torch.autocast("cpu", torch.bfloat16):
+            return losses(heads, tower.states(model, pixels(tower, scenes)), scenes)
+
+    scored = 20 if quick else SCORED
+    return fit(
+        name, tower, model, heads, plan, folder, log, losses_of,
+        lambda: evaluate(tower, model, heads, scored),
+    )  # fmt: skip
 
 
 build_aimv2, build_clip, build_siglip2 = (
