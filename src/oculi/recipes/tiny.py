@@ -98,16 +98,21 @@ def vora_tiny() -> Recipe:
 
 
 def _asked() -> tuple[PlayroomSource | LanguageSource, ...]:
-    """Fine-tuning's: mostly level 2, of which relations, which are rare, and counts come once more."""
+    """Fine-tuning's: mostly level 2, and once more what is learnt late.
+
+    That is relations and counts of level 2, and descriptions of level 1, of which the choice between
+    whole ones is late.
+    """
     return (
         drawn(level=1, questions=5, weight=0.4),
+        drawn(level=1, questions=3, weight=0.12, kinds=("description",)),
         drawn(level=2, questions=6, weight=0.8),
-        drawn(level=2, questions=4, weight=0.25, kinds=("relation",)),
+        drawn(level=2, questions=4, weight=0.3, kinds=("relation",)),
         drawn(level=2, questions=4, weight=0.15, kinds=("count",)),
         drawn(level=3, questions=6, weight=0.08),
-        drawn(level=4, questions=6, weight=0.08),
-        drawn(level=5, questions=6, weight=0.2),
-        _text(0.2),
+        drawn(level=4, questions=6, weight=0.1),
+        drawn(level=5, questions=6, weight=0.15),
+        _text(0.15),
     )
 
 
