@@ -26,7 +26,7 @@ def vora_tiny() -> Recipe:
 
     oculi train vora_tiny --out RUN
 
-    Half an hour or more on two cores; times and scores are in docs/results.md. In pre-training
+    About 40 minutes on two cores; times and scores are in docs/results.md. In pre-training
     words weigh a twentieth, which is enough to keep them, and text is mixed in as in the paper
     (section 4.2). Without either the LLM comes out of it speechless and hardly learns to answer
     again; with a weight of one shapes come late (docs/log.md). Captions say all of a picture at
