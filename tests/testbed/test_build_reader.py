@@ -22,6 +22,11 @@ def lines(seen: View) -> list[str]:
     return ["".join(names[label] for label, _ in groupby(row)) for row in labels]
 
 
+def once(text: str) -> str:
+    """Every run of one character as a single one."""
+    return "".join(name for name, _ in groupby(text))
+
+
 @pytest.mark.parametrize("large", [True, False])
 def test_labels_spell_the_words_in_view(large: bool) -> None:
     read = 0
@@ -36,8 +41,7 @@ def test_labels_spell_the_words_in_view(large: bool) -> None:
             row = int((word.centre[1] - seen.top) // PATCH)
             spelt = lines(seen)[row]
             # Two letters of a kind side by side have no strip between them where glyphs are small.
-            doubled = any(a == b for a, b in zip(word.string, word.string[1:], strict=False))
-            assert doubled or word.string in spelt.replace(" ", ""), (number, word, spelt)
+            assert once(word.string) in once(spelt.replace(" ", "")), (number, word, spelt)
             read += 1
     assert read > 20
 

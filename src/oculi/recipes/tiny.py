@@ -100,8 +100,8 @@ def vora_tiny() -> Recipe:
 def _asked() -> tuple[PlayroomSource | LanguageSource, ...]:
     """Fine-tuning's: mostly level 2, and once more what is learnt late.
 
-    That is relations and counts of level 2, and descriptions of level 1, of which the choice between
-    whole ones is late.
+    That is relations and counts of level 2, and descriptions of level 1. The choice between whole
+    descriptions is not learnt by that (docs/log.md).
     """
     return (
         drawn(level=1, questions=5, weight=0.4),

@@ -99,9 +99,7 @@ def strips(seen: View) -> tuple[np.ndarray, np.ndarray]:
 
 def pixels(views: Sequence[View]) -> torch.Tensor:
     """Return views as the tower takes them: (B, 3, 84, 84) float32, normalised."""
-    images = torch.from_numpy(np.stack([one.pixels() for one in views]))
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (TOWER.mean, TOWER.std))
-    return (images.permute(0, 3, 1, 2).float() / 255 - mean) / std
+    return build_teacher.normalised(TOWER, np.stack([one.pixels() for one in views]))
 
 
 def loss(head: nn.Linear, states: torch.Tensor, views: Sequence[View]) -> torch.Tensor:

@@ -97,7 +97,11 @@ def targets(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def pixels(tower: Tower, scenes: list[Scene]) -> torch.Tensor:
     """Return the drawn scenes as the tower takes them: (B, 3, 84, 84) float32, normalised."""
-    drawn = np.stack([np.asarray(playroom.draw(scene)) for scene in scenes])
+    return normalised(tower, np.stack([np.asarray(playroom.draw(scene)) for scene in scenes]))
+
+
+def normalised(tower: Tower, drawn: np.ndarray) -> torch.Tensor:
+    """Return pictures (B, 84, 84, 3) uint8 as the tower takes them: (B, 3, 84, 84) float32."""
     images = torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (tower.mean, tower.std))
     return (images - mean) / std

@@ -39,7 +39,7 @@ _PURPOSE = {
         "CLIP vision tower that knows letters: clip, trained on with words and numbers, in tiles of "
         "84 x 84 pixels and in pictures of as many, and told which glyph lies where, never a question. "
         "Scores of level 3: per cent of glyphs that a linear head reads, and of words of which it reads "
-        "every glyph in view, 300 pictures each; of levels 1 and 2 as of aimv2."
+        "every glyph in view; of levels 1 and 2 as of aimv2. 300 pictures each."
     ),
     "vae": (
         "Autoencoder of diffusers' AutoencoderKL: 96 x 96 pixels to 16 channels of 12 x 12 and back. "
