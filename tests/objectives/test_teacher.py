@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from helpers import PATCH, make_tower, save_teacher
 from oculi.errors import CheckpointError
@@ -241,6 +242,20 @@ def test_its_states_may_be_kept_for_a_backward_pass() -> None:
     student = torch.randn_like(states[1], requires_grad=True)
     (student * states[1]).sum().backward()
     assert torch.equal(student.grad, states[1])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", ["aimv2", "clip", "siglip2"])
+def test_its_blocks_read_tokens_that_lie_row_by_row(family: str) -> None:
+    """Else each product with a weight copies it for every picture."""
+    seen = []
+    model = make_tower(family)
+    block = next(m for m in model.modules() if isinstance(m, nn.ModuleList))[0]
+    block.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append((*args, *kwargs.values())[0].is_contiguous()),
+        with_kwargs=True,
+    )
+    Teacher(model).features(*cut((16, 16), (16, 16)))
+    assert seen == [True]
 
 
 @pytest.mark.parametrize("family", ["aimv2", "clip", "siglip2"])

@@ -136,6 +136,9 @@ class TowerReader:
                 flat, pixel_attention_mask=None, spatial_shapes=shapes, output_hidden_states=True
             )
         else:
+            # So that tokens come out of the first convolution row by row. AIMv2 would keep them column
+            # by column through all blocks, and each product with a weight copy it for every picture.
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
             output = self.model(pixels, output_hidden_states=True)
         states: tuple[Tensor, ...] = output.hidden_states
         return tuple(state[:, self.skip :] for state in states)
