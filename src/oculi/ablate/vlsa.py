@@ -15,7 +15,7 @@ from typing import Any
 from oculi.ablate.spec import Ablation, Claim, Contrast, Curves, Lines, Row, Term, difference
 from oculi.recipe import Recipe, override
 from oculi.recipes import find_recipe
-from oculi.recipes.vlsa import TINY_COGNITION
+from oculi.recipes.vlsa import TINY_COGNITION, TINY_TOWER_LR
 
 SIDE = 168  # pixels
 DETAIL = {"words": 3, "charts": 4, "small": 5}  # tasks that need it, with their level
@@ -67,9 +67,10 @@ def _trainable(tokens: str, restored: bool) -> list[str]:
     new |= {"vision.newline": None} if tokens == "all" else {}
     epigone = {"objectives.reconstruct.epigone.*": None} if restored else {}
     denoiser = {"objectives.reconstruct.denoiser.*": None} if restored else {}
-    everything: dict[str, Any] = {"llm.*": None, "vision.*": None}
+    tower = {"vision.tower.*": TINY_TOWER_LR}
+    everything: dict[str, Any] = {"llm.*": None, "vision.*": None, **tower}
     everything |= {"objectives.*": None} if restored else {}
-    stages = (new | epigone, new | epigone | denoiser | {"vision.tower.*": None}, everything)
+    stages = (new | epigone, new | epigone | denoiser | tower, everything)
     return [f"stages.{n}.trainable={json.dumps(globs)}" for n, globs in enumerate(stages)]
 
 
@@ -138,7 +139,7 @@ def _over_tokens(task: str) -> tuple[tuple[str, str, str], ...]:
 
 _NOTES = (
     "Playroom at 168 x 168 pixels, an LLM of 2.6M parameters, a tower for 84 x 84; 36 tokens of a "
-    "snapshot for 576. 830 steps of 32 samples for 1.77M.",
+    "snapshot for 576. 330 steps of 32 samples and 500 of 24 for 1.77M.",
     "Levels 3, 4 and 5 stand for DocVQA, ChartQA and MME-Perception, 1 and 2 for MME-Cognition and SQA: "
     "they need the detail of the picture, or not. Playroom has no reasoning without seeing, so that the "
     "paper's cognition is tested in part only.",
