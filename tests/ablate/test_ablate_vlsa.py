@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,10 @@ import pytest
 from oculi.ablate import engine, vlsa
 from oculi.ablate.runs import _EXTRAS, Finished
 from oculi.ablate.spec import Ablation, Contrast
+from oculi.recipe import Stage
+from oculi.recipes import find_recipe
+from oculi.recipes.vlsa import TINY_TOWER_LR
+from oculi.training.module import learning_rates
 
 BOTH = pytest.mark.parametrize("ablation", [vlsa.table3, vlsa.ratio], ids=lambda found: found.name)
 
@@ -63,6 +68,21 @@ def test_rows_resolve_and_see_the_same_data(ablation: Ablation) -> None:
     assert len(set(steps)) == 1
     for recipe in engine.recipes_of(ablation, quick=False).values():
         assert all(stage.log_every == 1 for stage in recipe.stages)
+
+
+@BOTH
+def test_the_tower_that_reads_learns_at_its_own_rate(ablation: Ablation) -> None:
+    """In every row, as in the recipe: the last glob that matches decides."""
+    for recipe in (*engine.recipes_of(ablation, quick=False).values(), find_recipe("vlsa_tiny")):
+        for stage in recipe.stages[1:]:
+            rates = learning_rates(["vision.tower.x"], tower_globs(stage), stage.lr, "here")
+            assert rates == {"vision.tower.x": TINY_TOWER_LR}, (recipe.name, stage.name)
+
+
+def tower_globs(stage: Stage) -> dict[str, float | None]:
+    return {
+        glob: rate for glob, rate in stage.trainable.items() if fnmatchcase("vision.tower.x", glob)
+    }
 
 
 def test_tokens_of_a_picture_are_what_the_rows_say() -> None:

@@ -191,7 +191,11 @@ def vlsa_tiny() -> Recipe:
         model=ModelSpec(
             llm="testbed:llm",
             vision=PerceiverSpec(
-                init_from="testbed:reader", layer=-1, max_tiles=9, heads=4, tiles_at_once=144
+                init_from="testbed:reader",
+                layer=-1,
+                max_tiles=9,
+                heads=4,
+                tiles_at_once=144,  # a micro-batch's together, so that none is computed twice
             ),
             images=ImageSpec(mode="native", min_patches=16, max_patches=9 * 36),
             image_attention="causal",
