@@ -46,6 +46,22 @@ def batch(processor: Any) -> Batch:
     return collate([encoded[:3], encoded[3:]], CHANNELS)
 
 
+def test_long_rows_end_at_a_multiple_of_64(processor: Any) -> None:
+    encoded = [(s.id, encode_sample(s, processor)) for s in mixture()]
+    tokens = sum(len(e.input_ids) for _, e in encoded)
+    assert tokens < 256 and collate([encoded], CHANNELS).tokens_BT.shape[1] == tokens
+    repeats = -(-256 // tokens)
+    long = collate([encoded * repeats, encoded], CHANNELS)
+    assert long.tokens_BT.shape[1] % 64 == 0
+    assert 0 <= long.tokens_BT.shape[1] - repeats * tokens < 64
+    assert (long.segments_BT[0, repeats * tokens :] == -1).all()
+    # Labels point into the flattened rows, so padding moves those of the second row.
+    first, alone = collate([encoded * repeats], CHANNELS), collate([encoded], CHANNELS)
+    width, few = long.tokens_BT.shape[1], len(first.label_rows_R)
+    assert torch.equal(long.label_rows_R[:few], first.label_rows_R)
+    assert torch.equal(long.label_rows_R[few:] - width, alone.label_rows_R)
+
+
 def test_a_step_does_not_depend_on_what_came_before(processor: Any) -> None:
     made = steps(processor, micro_rows=1)
     wanted = [made[n] for n in range(6)]

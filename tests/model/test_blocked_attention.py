@@ -19,6 +19,7 @@ LAYER: Any = SimpleNamespace(num_key_value_groups=2, training=True)
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocked, "BLOCK", 8)
+    monkeypatch.setattr(blocked, "EVEN", 4)
 
 
 def packed_mask(implementation: str, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -81,8 +82,8 @@ def test_keys_that_no_query_of_a_block_sees_are_left_out() -> None:
     blocked_attention(LAYER, query, key, value, mask)
     found = [(b.start, b.stop, b.first, b.last) for b in vars(mask)["blocks"][torch.float32]]
     # The image of both rows ends at 8. Row 0's second sample begins at 10, row 1's at 17; the padding of
-    # both, from 26 on, sees itself alone.
-    assert found == [(0, 8, 0, 9), (8, 16, 0, 16), (16, 24, 0, 24), (24, 30, 10, 30)]
+    # both, from 26 on, sees itself alone. Keys begin and end at multiples of 4, or with the row.
+    assert found == [(0, 8, 0, 12), (8, 16, 0, 16), (16, 24, 0, 24), (24, 30, 8, 30)]
     assert [b.bias.shape[-2:] for b in vars(mask)["blocks"][torch.float32]] == [
         (stop - start, last - first) for start, stop, first, last in found
     ]

@@ -1,11 +1,13 @@
 """Freed memory is used again: counted in page faults of a process of its own."""
 
+import ctypes
 import os
 import platform
 import subprocess
 import sys
 
 import pytest
+import torch
 
 SCRIPT = """
 import resource, sys
@@ -89,3 +91,44 @@ def test_a_system_without_mallopt_is_left_alone(monkeypatch: pytest.MonkeyPatch)
     for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_"))]:
         monkeypatch.delenv(name)
     assert not allocator.keep_freed_memory()
+
+
+KERNELS = """
+import ctypes
+import torch
+from oculi.training.allocator import keep_freed_memory
+
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in
+        "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+
+def used():
+    info = ctypes.CDLL(None).mallinfo2
+    info.restype = Info
+    return info().uordblks
+
+keep_freed_memory()
+weight = torch.ones(192, 192, dtype=torch.bfloat16)
+def products(shapes):
+    for rows in shapes:
+        torch.ones(rows, 192, dtype=torch.bfloat16) @ weight
+products(range(64, 96))
+before = used()
+products(range(96, 608))
+print(used() - before)
+"""
+
+
+@glibc
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "mallinfo2"),
+    reason="glibc is older than what counts memory in use",
+)
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    reason="no kernels of oneDNN for bfloat16 here",
+)
+def test_few_kernels_are_kept_between_the_blocks_of_memory() -> None:
+    names = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+    few, many = int(run(KERNELS)), int(run(KERNELS, **dict.fromkeys(names, "1024")))
+    assert few < many / 2, (few, many)

@@ -32,6 +32,8 @@ from transformers.masking_utils import sdpa_mask
 
 BLOCKED = "blocked"
 BLOCK = 128  # queries; fewer compute less, and call more
+# Keys begin and end at a multiple of this: each new shape of a product makes a kernel, and keeps it.
+EVEN = 64
 
 
 class Block(NamedTuple):
@@ -130,6 +132,7 @@ def _block(mask: Tensor, start: int, dtype: torch.dtype) -> Block:
         seen = allowed.flatten(0, 2).any(0).nonzero()
         # A row of padding may see nothing; what it gives is not read, but it must be a number.
         first, last = (int(seen[0]), int(seen[-1]) + 1) if len(seen) else (0, 1)
+        first, last = first // EVEN * EVEN, min(last + -last % EVEN, mask.shape[3])
     least = torch.finfo(dtype).min
     bias = torch.zeros(allowed[..., first:last].shape, dtype=dtype, device=mask.device)
     return Block(
