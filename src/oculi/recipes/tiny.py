@@ -45,7 +45,7 @@ def vora_tiny() -> Recipe:
         steps=800,
         batch=64,
         length=640,
-        pack_length=512,  # long rows are full, and blocked attention leaves most of them out
+        pack_length=512,  # long rows are full, and in blocks attention over them costs little
         micro_rows=64,
         separate_turns=0.9,
         plain_turns=0.5,

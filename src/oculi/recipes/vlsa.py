@@ -160,7 +160,7 @@ def vlsa_tiny() -> Recipe:
                 "steps": steps,
                 "batch": 32,
                 "length": 640,
-                "pack_length": 256,
+                "pack_length": 512,
                 "micro_rows": 16,
                 "separate_turns": 0.9,
                 "lr": 1e-3,
