@@ -46,14 +46,14 @@ def batch(processor: Any) -> Batch:
     return collate([encoded[:3], encoded[3:]], CHANNELS)
 
 
-def test_long_rows_end_at_a_multiple_of_64(processor: Any) -> None:
+def test_long_rows_end_at_a_multiple_of_16(processor: Any) -> None:
     encoded = [(s.id, encode_sample(s, processor)) for s in mixture()]
     tokens = sum(len(e.input_ids) for _, e in encoded)
     assert tokens < 256 and collate([encoded], CHANNELS).tokens_BT.shape[1] == tokens
     repeats = -(-256 // tokens)
     long = collate([encoded * repeats, encoded], CHANNELS)
-    assert long.tokens_BT.shape[1] % 64 == 0
-    assert 0 <= long.tokens_BT.shape[1] - repeats * tokens < 64
+    assert long.tokens_BT.shape[1] % 16 == 0
+    assert 0 <= long.tokens_BT.shape[1] - repeats * tokens < 16
     assert (long.segments_BT[0, repeats * tokens :] == -1).all()
     # Labels point into the flattened rows, so padding moves those of the second row.
     first, alone = collate([encoded * repeats], CHANNELS), collate([encoded], CHANNELS)

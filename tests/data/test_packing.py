@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oculi.data.packing import pack
+from oculi.data.packing import pack, row_width
 
 
 def best_fit(lengths: list[int], capacity: int) -> list[int]:
@@ -71,7 +71,7 @@ def useful(batch: int, capacity: int, patches: int, micro_rows: int) -> list[flo
         ]
         filled = [sum(lengths[i] for i in row) for row in pack(lengths, capacity)]
         micro = [filled[k : k + micro_rows] for k in range(0, len(filled), micro_rows)]
-        shares.append(sum(lengths) / sum(max(part) * len(part) for part in micro))
+        shares.append(sum(lengths) / sum(row_width(max(part)) * len(part) for part in micro))
     return shares
 
 

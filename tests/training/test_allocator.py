@@ -1,4 +1,4 @@
-"""Freed memory is used again: counted in page faults of a process of its own."""
+"""Freed memory is used again, and stays whole: page faults and memory in use of a process of its own."""
 
 import ctypes
 import os
@@ -120,15 +120,13 @@ print(used() - before)
 
 
 @glibc
-@pytest.mark.skipif(
-    not hasattr(ctypes.CDLL(None), "mallinfo2"),
-    reason="glibc is older than what counts memory in use",
-)
-@pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
-    reason="no kernels of oneDNN for bfloat16 here",
-)
 def test_few_kernels_are_kept_between_the_blocks_of_memory() -> None:
+    if not hasattr(ctypes.CDLL(None), "mallinfo2"):
+        pytest.skip("glibc is older than 2.33, which counts memory in use")
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("oneDNN has no kernels for bfloat16 on this processor")
     names = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
     few, many = int(run(KERNELS)), int(run(KERNELS, **dict.fromkeys(names, "1024")))
-    assert few < many / 2, (few, many)
+    halves = [int(run(KERNELS, **{name: "1024"})) for name in names]
+    # Both places count, and what the user has set stays.
+    assert few < min(halves) / 1.5 and max(halves) < many, (few, halves, many)

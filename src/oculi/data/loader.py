@@ -16,7 +16,7 @@ from oculi.batch import Batch
 from oculi.data.branches import branch_positions, encode_branches, length_of_branches
 from oculi.data.crops import Crops
 from oculi.data.order import sample_numbers
-from oculi.data.packing import pack
+from oculi.data.packing import pack, row_width
 from oculi.data.sample import RowError, Sample
 from oculi.data.source import Source, pieces, sizes
 from oculi.data.turns import TurnDraws, side_by_side
@@ -82,7 +82,7 @@ def collate(rows: Sequence[Sequence[tuple[str, Encoded]]], channels: int) -> Bat
         rows: for each row its samples, as (id, encoded).
         channels: 3 * patch_size**2, for a batch without images.
     """
-    width = _width(max(sum(len(e.input_ids) for _, e in row) for row in rows))
+    width = row_width(max(sum(len(e.input_ids) for _, e in row) for row in rows))
     shape = (len(rows), width)
     tokens, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     segments, images = np.full(shape, -1, np.int64), np.full(shape, -1, np.int64)
@@ -125,15 +125,6 @@ def collate(rows: Sequence[Sequence[tuple[str, Encoded]]], channels: int) -> Bat
         sample_ids=tuple(name for row in rows for name, _ in row),
         branches_BT=torch.from_numpy(branches) if branches.any() else None,
     )
-
-
-def _width(longest: int) -> int:
-    """Places of a row. Long rows end at a multiple of 64, so that the shapes of a step come again.
-
-    On a CPU each new shape of a product makes a kernel and keeps it between the blocks of memory that a
-    step frees, which are then found ever more slowly (docs/log.md).
-    """
-    return longest if longest < 256 else -(-longest // 64) * 64
 
 
 def image_numbers(encoded: Encoded, first: int) -> np.ndarray:
