@@ -64,7 +64,7 @@ def vora_tiny() -> Recipe:
         update={
             "name": "finetune",
             "data": _asked(),
-            "steps": 2500,
+            "steps": 2620,
             "batch": 16,
             "micro_rows": 12,  # all at once
             "separate_turns": 0.95,
@@ -100,14 +100,14 @@ def vora_tiny() -> Recipe:
 def _asked() -> tuple[PlayroomSource | LanguageSource, ...]:
     """Fine-tuning's: mostly level 2, and once more what is learnt late.
 
-    That is relations and counts of level 2, and descriptions of level 1. The choice between whole
-    descriptions is not learnt by that (docs/log.md).
+    That is relations and counts of level 2, and places of level 1. The choice between whole
+    descriptions is not learnt by asking it more often (docs/log.md).
     """
     return (
-        drawn(level=1, questions=5, weight=0.4),
-        drawn(level=1, questions=3, weight=0.12, kinds=("description",)),
+        drawn(level=1, questions=5, weight=0.45),
+        drawn(level=1, questions=3, weight=0.05, kinds=("position",)),
         drawn(level=2, questions=6, weight=0.8),
-        drawn(level=2, questions=4, weight=0.3, kinds=("relation",)),
+        drawn(level=2, questions=4, weight=0.35, kinds=("relation",)),
         drawn(level=2, questions=4, weight=0.15, kinds=("count",)),
         drawn(level=3, questions=6, weight=0.08),
         drawn(level=4, questions=6, weight=0.1),
