@@ -216,3 +216,26 @@ def test_the_tiny_recipe_trains(tmp_path: Path) -> None:
         assert step["loss"] == pytest.approx(step["lm"] + 0.5 * step["reconstruct"], rel=1e-4)
     parts = {name.split(".")[0] for name in exported(run, "2-finetune")}
     assert parts == {"llm", "vision"}
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "count"),
+    [("vlsa_tiny_snapshot", "snapshot", 36), ("vlsa_tiny_tiles", "all", 192)],
+)
+def test_a_baseline_stands_beside_the_tiny_recipe(
+    name: str, tokens: str, count: int, tmp_path: Path
+) -> None:
+    """The same LLM, tower, samples, order and steps, and it trains; only what is read differs."""
+    ours, beside = BUILTIN[name](), BUILTIN["vlsa_tiny"]()
+    assert (ours.seed, ours.evals) == (beside.seed, beside.evals)
+    vision = beside.model.vision.model_copy(update={"tokens": tokens})
+    assert ours.model == beside.model.model_copy(update={"vision": vision})
+    differ = {"objectives", "trainable", "cognition"}
+    for one, other in zip(ours.stages, beside.stages, strict=True):
+        assert one.model_dump(exclude=differ) == other.model_dump(exclude=differ)
+    cutter = build_processor(ours.model).image_processor
+    assert cutter.tokens(cutter.grid(168, 168)) == count
+    changes = [f"stages.{n}.{key}" for n in range(3) for key in ("steps=1", "batch=2")]
+    run = train(override(ours, [*changes, "evals=[]"]), tmp_path / "run", quiet=True)
+    for step in metrics(run).values():
+        assert step["bad_samples"] == 0 and torch.isfinite(torch.tensor(step["loss"]))

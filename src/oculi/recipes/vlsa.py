@@ -165,15 +165,15 @@ def vlsa_tiny() -> Recipe:
                 "separate_turns": 0.9,
                 "lr": 1e-3,
                 "warmup_steps": min(60, steps // 5),
-                "trainable": {
-                    glob: TINY_TOWER_LR if "tower" in glob else None for glob in stage.trainable
-                },
+                "trainable": globs,
                 "workers": 0,
                 "log_every": 20,
                 "checkpoint_every": 500,
             }
         )
-        for stage, steps in zip(full.stages, TINY_STEPS, strict=True)
+        for stage, steps, globs in zip(
+            full.stages, TINY_STEPS, tiny_trainable("compressed", restored=True), strict=True
+        )
     )
     finetune = finetune.model_copy(
         update={
@@ -204,6 +204,62 @@ def vlsa_tiny() -> Recipe:
         stages=_weighted((align, read, finetune), term, TINY_RECONSTRUCT_WEIGHTS),
         evals=(EvalSpec(task="playroom:3@168x168", limit=300),),
     )
+
+
+def vlsa_tiny_snapshot() -> Recipe:
+    """Low resolution beside ``vlsa_tiny``: 36 tokens too, of the picture scaled down (table 3, row 2).
+
+    oculi train vlsa_tiny_snapshot --out RUN
+
+    The same samples, order and steps; nothing is restored, and no colours or codes are asked.
+    """
+    return _beside("snapshot", "the picture scaled down to 84 x 84, 36 tokens")
+
+
+def vlsa_tiny_tiles() -> Recipe:
+    """Any resolution beside ``vlsa_tiny``: snapshot and all tiles, 192 tokens (table 3, row 1).
+
+    oculi train vlsa_tiny_tiles --out RUN
+
+    The same samples, order and steps; nothing is restored, and no colours or codes are asked.
+    """
+    return _beside("all", "the snapshot and all tiles, 192 tokens")
+
+
+def _beside(tokens: str, what: str) -> Recipe:
+    """``vlsa_tiny`` without the paper's parts, with other tokens of the same tower."""
+    recipe = vlsa_tiny()
+    stages = tuple(
+        stage.model_copy(update={"objectives": (LmSpec(),), "cognition": None, "trainable": globs})
+        for stage, globs in zip(recipe.stages, tiny_trainable(tokens, restored=False), strict=True)
+    )
+    vision = recipe.model.vision.model_copy(update={"tokens": tokens})
+    return recipe.model_copy(
+        update={
+            "name": "vlsa_tiny_tiles" if tokens == "all" else f"vlsa_tiny_{tokens}",
+            "summary": f"beside vlsa_tiny, a baseline: {what}",
+            "model": recipe.model.model_copy(update={"vision": vision}),
+            "stages": stages,
+        }
+    )
+
+
+def tiny_trainable(tokens: str, restored: bool) -> tuple[dict[str, float | None], ...]:
+    """What each stage of the testbed trains: what is not in the model cannot be named.
+
+    Args:
+        tokens: as of ``model.vision.tokens``.
+        restored: whether the stages have the objective ``reconstruct``.
+    """
+    new: dict[str, float | None] = {"vision.connector.*": None}
+    new |= {"vision.perceiver.*": None} if tokens == "compressed" else {}
+    new |= {"vision.newline": None} if tokens == "all" else {}
+    epigone = {"objectives.reconstruct.epigone.*": None} if restored else {}
+    denoiser = {"objectives.reconstruct.denoiser.*": None} if restored else {}
+    tower = {"vision.tower.*": TINY_TOWER_LR}
+    everything: dict[str, float | None] = {"llm.*": None, "vision.*": None, **tower}
+    everything |= {"objectives.*": None} if restored else {}
+    return new | epigone, new | epigone | denoiser | tower, everything
 
 
 def _words(**settings: Any) -> PlayroomSource:
