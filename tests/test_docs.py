@@ -28,26 +28,15 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINKS = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
-SHORT = [
-    "stages.0.steps=3",
-    "stages.1.steps=2",
-    "stages.0.batch=4",
-    "stages.1.batch=4",
-    "stages.0.workers=0",
-    "stages.1.workers=0",
-    "stages.0.checkpoint_every=2",
-]
+SHORT = ("steps=2", "batch=4", "workers=0")  # of every stage
 SMALL_PAPER = [
     *["model.images.size=84", "model.dtype=float32"],
     *["stages.0.length=640", "stages.1.length=640"],
     *["stages.0.pack_length=640", "stages.1.pack_length=640"],
 ]
-SMALL_TINY = ["stages.2.steps=2", "stages.2.batch=4"]
 SMALL_AURORA = [  # with a tower that sees 6 x 6 patches of 14 pixels
     *["model.dtype=float32", "model.vision.patch_size=14", "model.images.min_patches=36"],
     *[f"stages.{n}.{key}" for n in range(3) for key in ("length=640", "pack_length=640")],
-    *SMALL_TINY,
-    "stages.2.workers=0",
 ]
 SMALL_RECONSTRUCT = [
     *SMALL_AURORA,
@@ -57,11 +46,10 @@ SMALL_RECONSTRUCT = [
 ]
 SMALL_VIDEO = [
     *SMALL_AURORA,
-    *["stages.3.steps=2", "stages.3.batch=4", "stages.3.workers=0", "stages.3.length=640"],
+    "stages.3.length=640",
 ]
 SMALL_VORA = [*SMALL_PAPER, "model.lora.rank=4", "model.lora.blocks=5"]
-SMALL = {  # of recipes at the size of a paper, or of three stages
-    "aurora_tiny": SMALL_TINY,
+SMALL = {  # of recipes at the size of a paper
     "aurora": SMALL_AURORA,
     "aurora_16": SMALL_AURORA,
     "aurora_reconstruct": SMALL_RECONSTRUCT,
@@ -118,7 +106,8 @@ def runnable(words: list[str]) -> list[str]:
     words = [STANDS_FOR.get(word, word) for word in words[1:]]
     if words[0] == "train":
         stages = len(find_recipe(words[1]).stages)
-        words += [change for change in SHORT if int(change.split(".")[1]) < stages]
+        words += [f"stages.{n}.{change}" for n in range(stages) for change in SHORT]
+        words += ["stages.0.steps=3", "stages.0.checkpoint_every=2"]
         words += SMALL.get(words[1], [])
         if "--data" not in words:
             words += ["evals=[]"]
