@@ -213,7 +213,9 @@ def vlsa_tiny_snapshot() -> Recipe:
 
     The same samples, order and steps; nothing is restored, and no colours or codes are asked.
     """
-    return _beside("snapshot", "the picture scaled down to 84 x 84, 36 tokens")
+    return _beside(
+        "vlsa_tiny_snapshot", "snapshot", "the picture scaled down to 84 x 84, 36 tokens"
+    )
 
 
 def vlsa_tiny_tiles() -> Recipe:
@@ -223,10 +225,10 @@ def vlsa_tiny_tiles() -> Recipe:
 
     The same samples, order and steps; nothing is restored, and no colours or codes are asked.
     """
-    return _beside("all", "the snapshot and all tiles, 192 tokens")
+    return _beside("vlsa_tiny_tiles", "all", "the snapshot and all tiles, 192 tokens")
 
 
-def _beside(tokens: str, what: str) -> Recipe:
+def _beside(name: str, tokens: str, what: str) -> Recipe:
     """``vlsa_tiny`` without the paper's parts, with other tokens of the same tower."""
     recipe = vlsa_tiny()
     stages = tuple(
@@ -236,7 +238,7 @@ def _beside(tokens: str, what: str) -> Recipe:
     vision = recipe.model.vision.model_copy(update={"tokens": tokens})
     return recipe.model_copy(
         update={
-            "name": "vlsa_tiny_tiles" if tokens == "all" else f"vlsa_tiny_{tokens}",
+            "name": name,
             "summary": f"beside vlsa_tiny, a baseline: {what}",
             "model": recipe.model.model_copy(update={"vision": vision}),
             "stages": stages,
