@@ -10,7 +10,7 @@ import pytest
 from oculi.ablate import engine, vlsa
 from oculi.ablate.runs import _EXTRAS, Finished
 from oculi.ablate.spec import Ablation, Contrast
-from oculi.recipe import Stage
+from oculi.recipe import PlayroomSource, Stage
 from oculi.recipes import find_recipe
 from oculi.recipes.vlsa import TINY_TOWER_LR
 from oculi.training.module import learning_rates
@@ -77,6 +77,23 @@ def test_the_tower_that_reads_learns_at_its_own_rate(ablation: Ablation) -> None
         for stage in recipe.stages[1:]:
             rates = learning_rates(["vision.tower.x"], tower_globs(stage), stage.lr, "here")
             assert rates == {"vision.tower.x": TINY_TOWER_LR}, (recipe.name, stage.name)
+
+
+@BOTH
+def test_every_row_transcribes_half_of_its_last_stage(ablation: Ablation) -> None:
+    """Without that no row reads through 36 tokens, and claims about words would compare noise."""
+    for recipe in engine.recipes_of(ablation, quick=False).values():
+        weights = {"read all": 0.0, "": 0.0}
+        for source in recipe.stages[2].data:
+            assert isinstance(source, PlayroomSource)
+            weights["".join(source.kinds)] += source.weight
+        assert weights["read all"] == pytest.approx(weights[""]), recipe.name
+
+
+def test_rows_without_text_see_none_in_the_second_stage() -> None:
+    for name, recipe in engine.recipes_of(vlsa.table3, quick=False).items():
+        levels = {getattr(source, "level", None) for source in recipe.stages[1].data}
+        assert levels == ({1, 2} if name.endswith("without-text") else {3, 4}), name
 
 
 def tower_globs(stage: Stage) -> dict[str, float | None]:
