@@ -315,6 +315,10 @@ def compare(
         Path, typer.Argument(help="an evaluation's folder or answers.jsonl; or a run")
     ],
     second: Annotated[Path, typer.Argument(help="the same of what it is compared with")],
+    kinds: Annotated[
+        list[str] | None,
+        typer.Option("--kind", help="only questions of this kind, as 'read *'; repeatable"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the results as JSON")] = False,
 ) -> None:
     """Two evaluations of the same questions, paired: the difference, its interval, and where it lies.
@@ -322,7 +326,7 @@ def compare(
     Of two runs, every evaluation that both have."""
     from oculi.eval.compare import compare as run
 
-    found = run(first, second)
+    found = run(first, second, kinds or ())
     if as_json:
         print(json.dumps([one.to_dict() for one in found], indent=1))
     else:

@@ -101,6 +101,25 @@ def test_every_evaluation_that_two_runs_share(tmp_path: Path) -> None:
         compare(tmp_path / "a", tmp_path / "b" / "evals" / "x")
 
 
+def test_some_kinds_alone(tmp_path: Path) -> None:
+    """Together and each; an evaluation that has none of them is not in the way of others."""
+    for run, right in (("a", [True] * 8), ("b", [True, False] * 4)):
+        write(tmp_path / run / "evals" / "x", rows(right))
+        write(tmp_path / run / "evals" / "y", rows(right, group="count"))
+    a, b = tmp_path / "a", tmp_path / "b"
+    (found,) = compare(a, b, ["sh*"])
+    assert (found.name, found.groups["all"].n, found.groups["all"].difference) == ("x", 4, -1)
+    assert found.left_out == (0, 0)
+    both = compare(a, b, ["count", "*"])
+    assert [one.groups["all"].n for one in both] == [8, 8]
+    (some,) = compare(a, b, ["colour", "shape"])
+    assert list(some.groups)[:3] == ["all", "colour", "shape"]
+    with pytest.raises(
+        DataError, match='of the kinds "place": there are "colour", "count", "shape"'
+    ):
+        compare(a, b, ["place"])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -219,20 +219,33 @@ def test_the_tiny_recipe_trains(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "tokens", "count"),
-    [("vlsa_tiny_snapshot", "snapshot", 36), ("vlsa_tiny_tiles", "all", 192)],
+    ("name", "tokens", "count", "dropped", "new"),
+    [
+        ("vlsa_tiny_snapshot", "snapshot", 36, {"objectives", "cognition"}, ["vision.perceiver."]),
+        (
+            "vlsa_tiny_tiles",
+            "all",
+            192,
+            {"objectives", "cognition"},
+            ["vision.perceiver.", "vision.newline"],
+        ),
+        ("vlsa_tiny_instructions", "compressed", 36, {"objectives"}, []),
+    ],
 )
 def test_a_baseline_stands_beside_the_tiny_recipe(
-    name: str, tokens: str, count: int, tmp_path: Path
+    name: str, tokens: str, count: int, dropped: set[str], new: list[str], tmp_path: Path
 ) -> None:
-    """The same LLM, tower, samples, order and steps, and it trains; only what is read differs."""
+    """The same LLM, tower, samples, order and steps, and it trains; only what its name says differs."""
     ours, beside = BUILTIN[name](), BUILTIN["vlsa_tiny"]()
     assert (ours.seed, ours.evals) == (beside.seed, beside.evals)
     vision = beside.model.vision.model_copy(update={"tokens": tokens})
     assert ours.model == beside.model.model_copy(update={"vision": vision})
-    differ = {"objectives", "trainable", "cognition"}
+    differ = {*dropped, "trainable"}  # the globs of what is not there
     for one, other in zip(ours.stages, beside.stages, strict=True):
         assert one.model_dump(exclude=differ) == other.model_dump(exclude=differ)
+        assert [term.kind for term in one.objectives] == ["lm"]
+        unlike = dict(one.trainable.items() ^ other.trainable.items())
+        assert all(glob.startswith(("objectives.", *new)) for glob in unlike)
     cutter = build_processor(ours.model).image_processor
     assert cutter.tokens(cutter.grid(168, 168)) == count
     changes = [f"stages.{n}.{key}" for n in range(3) for key in ("steps=1", "batch=2")]

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -111,15 +112,18 @@ def paired(first: Sequence[bool], second: Sequence[bool]) -> Difference:
     return Difference(n, a.correct, b.correct, only_first, only_second, difference, low, high)
 
 
-def compare(first: Path, second: Path) -> list[Comparison]:
+def compare(first: Path, second: Path, kinds: Sequence[str] = ()) -> list[Comparison]:
     """Compare evaluations by the questions that both were asked.
 
     Args:
         first, second: folders of an evaluation (or their ``answers.jsonl``), or two runs, of which
             every evaluation that both have is compared.
+        kinds: patterns as of ``fnmatch``: only questions whose kind (``group``) matches one of them,
+            and only evaluations that have such. Without any: all.
 
     Raises:
-        DataError: a file is damaged or missing, the same question has two answers, or none is shared.
+        DataError: a file is damaged or missing, the same question has two answers, none is shared, or
+            none is of these kinds.
     """
     if (first / "evals").is_dir() and (second / "evals").is_dir():
         names = sorted(_evaluations(first) & _evaluations(second))
@@ -132,7 +136,31 @@ def compare(first: Path, second: Path) -> list[Comparison]:
         pairs = [(name, first / "evals" / name, second / "evals" / name) for name in names]
     else:
         pairs = [(_name(second), first, second)]
-    return [_compare(name, _read(a), _read(b), a, b) for name, a, b in pairs]
+    found: list[Comparison] = []
+    seen: set[str] = set()
+    for name, a, b in pairs:
+        ours, theirs = _read(a), _read(b)
+        seen |= {row["group"] for row in ours.values()}
+        if kinds:
+            ours, theirs = (_of_kinds(rows, kinds) for rows in (ours, theirs))
+        if ours or not kinds:
+            found.append(_compare(name, ours, theirs, a, b))
+    if not found:
+        raise DataError(
+            f"no question of {first} is of the kinds {', '.join(map(shown, kinds))}: there are "
+            f"{', '.join(map(shown, sorted(seen)))}"
+        )
+    return found
+
+
+def _of_kinds(
+    rows: Mapping[tuple[str, int], Row], kinds: Sequence[str]
+) -> dict[tuple[str, int], Row]:
+    return {
+        key: row
+        for key, row in rows.items()
+        if any(fnmatchcase(row["group"], kind) for kind in kinds)
+    }
 
 
 def _evaluations(run: Path) -> set[str]:

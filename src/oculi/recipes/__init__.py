@@ -20,7 +20,13 @@ from oculi.recipes.aurora_future import (
 from oculi.recipes.llava import llava, llava_aimv2
 from oculi.recipes.tiny import llava_tiny, vora_tiny
 from oculi.recipes.tiny_aurora import aurora_tiny
-from oculi.recipes.vlsa import vlsa, vlsa_tiny, vlsa_tiny_snapshot, vlsa_tiny_tiles
+from oculi.recipes.vlsa import (
+    vlsa,
+    vlsa_tiny,
+    vlsa_tiny_instructions,
+    vlsa_tiny_snapshot,
+    vlsa_tiny_tiles,
+)
 from oculi.recipes.vora import vora, vora_8m, vora_anyres
 
 BUILTIN: dict[str, Callable[[], Recipe]] = {
@@ -37,6 +43,7 @@ BUILTIN: dict[str, Callable[[], Recipe]] = {
         vlsa_tiny,
         vlsa_tiny_snapshot,
         vlsa_tiny_tiles,
+        vlsa_tiny_instructions,
         aurora,
         aurora_16,
         aurora_reconstruct,

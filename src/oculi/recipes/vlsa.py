@@ -228,11 +228,35 @@ def vlsa_tiny_tiles() -> Recipe:
     return _beside("vlsa_tiny_tiles", "all", "the snapshot and all tiles, 192 tokens")
 
 
-def _beside(name: str, tokens: str, what: str) -> Recipe:
-    """``vlsa_tiny`` without the paper's parts, with other tokens of the same tower."""
+def vlsa_tiny_instructions() -> Recipe:
+    """Instructions alone beside ``vlsa_tiny``: the same, but no picture is restored (figure 3).
+
+    oculi train vlsa_tiny_instructions --out RUN
+
+    The same samples, questions about colours and codes among them, in the same order and steps, so that
+    what the tower's tokens can restore differs by the objective alone (`oculi reconstruct`).
+    """
+    return _beside(
+        "vlsa_tiny_instructions",
+        "compressed",
+        "no picture is restored in training",
+        cognition=True,
+    )
+
+
+def _beside(name: str, tokens: str, what: str, cognition: bool = False) -> Recipe:
+    """``vlsa_tiny`` without reconstruction, with any tokens of the same tower.
+
+    Args:
+        name: the recipe's.
+        tokens: as of ``model.vision.tokens``.
+        what: of its summary.
+        cognition: whether colours and codes are still asked.
+    """
     recipe = vlsa_tiny()
+    dropped = {"objectives": (LmSpec(),)} | ({} if cognition else {"cognition": None})
     stages = tuple(
-        stage.model_copy(update={"objectives": (LmSpec(),), "cognition": None, "trainable": globs})
+        stage.model_copy(update={**dropped, "trainable": globs})
         for stage, globs in zip(recipe.stages, tiny_trainable(tokens, restored=False), strict=True)
     )
     vision = recipe.model.vision.model_copy(update={"tokens": tokens})
