@@ -20,6 +20,7 @@ from oculi.plan.build import meta_model
 from oculi.recipe import ReconstructSpec, override, validate
 from oculi.recipes import BUILTIN
 from oculi.training.build import build_model, build_processor, recut
+from oculi.training.optim import muon_matrices
 from oculi.training.run import train
 
 SIZES = ((1, 4000), (4000, 1), (4000, 4000), (3, 2))
@@ -216,6 +217,20 @@ def test_the_tiny_recipe_trains(tmp_path: Path) -> None:
         assert step["loss"] == pytest.approx(step["lm"] + 0.5 * step["reconstruct"], rel=1e-4)
     parts = {name.split(".")[0] for name in exported(run, "2-finetune")}
     assert parts == {"llm", "vision"}
+
+
+def test_muon_has_every_matrix_of_connector_and_perceiver() -> None:
+    """And none of the tower, which reads already: AdamW at a rate of its own keeps what it knows."""
+    recipe = BUILTIN["vlsa_tiny"]()
+    model = build_model(recipe.model, build_processor(recipe.model), 0)
+    parameters = dict(model.named_parameters())
+    found = muon_matrices(parameters, list(parameters), recipe.stages[-1], "here")
+    seeing = {name for name in found if name.startswith("vision.")}
+    assert seeing == {
+        *(f"vision.perceiver.w_{name}.weight" for name in ("q", "kv", "o1", "k", "o2")),
+        "vision.connector.0.weight",
+        "vision.connector.2.weight",
+    }
 
 
 @pytest.mark.parametrize(
