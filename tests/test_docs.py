@@ -113,6 +113,8 @@ def runnable(words: list[str]) -> list[str]:
             words += ["evals=[]"]
     if words[0] == "eval":
         words += ["--limit", "3", "--max-new-tokens", "3"]
+    if words[0] == "reconstruct":
+        words += ["--steps", "1", "--pictures", "2"]
     if words[0] == "bench":
         words += ["--quick"]
     if words[0] == "chat":
