@@ -41,8 +41,8 @@ RECONSTRUCT_WEIGHTS = (1.0, 1.0, 1.0)
 TINY_RECONSTRUCT_WEIGHTS = (0.5, 0.5, 0.5)
 TINY_STEPS = (60, 150, 1450)
 TINY_TOWER_LR = 2e-4  # it reads already
-# Of the last stage: above the 1e-3 of all else, and by Muon where there are matrices, 36 tokens are read
-# after half of the steps (docs/log.md).
+# Of the last stage, for LLM and what is new: so 36 tokens are read in fewer steps than at 1e-3 with AdamW
+# for connector and perceiver (docs/log.md). Tower and denoiser keep lower rates.
 TINY_LR = 3e-3
 TINY_MUON = ("llm.*proj.weight", "vision.[cp]*.weight")  # of connector and perceiver
 ALIGNING_SAMPLES, READING_SAMPLES, FINETUNING_SAMPLES = 558_000, 422_000, 790_000
