@@ -41,7 +41,7 @@ RECONSTRUCT_WEIGHTS = (1.0, 1.0, 1.0)
 TINY_RECONSTRUCT_WEIGHTS = (0.5, 0.5, 0.5)
 TINY_STEPS = (60, 150, 1450)
 TINY_TOWER_LR = 2e-4  # it reads already
-# Of the last stage, for LLM and what is new: so 36 tokens are read in fewer steps than at 1e-3 with AdamW
+# Of the last stage, for LLM and what is new: 36 tokens are read in fewer steps than at 1e-3 with AdamW
 # for connector and perceiver (docs/log.md). Tower and denoiser keep lower rates.
 TINY_LR = 3e-3
 TINY_MUON = ("llm.*proj.weight", "vision.[cp]*.weight")  # of connector and perceiver
