@@ -80,7 +80,9 @@ class Autoencoder:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        # Channels last: convolutions run as they are stored, on a CPU in two thirds of the time.
         self.model: Any = model.eval().requires_grad_(False)
+        self.model.to(memory_format=torch.channels_last)
         config: Any = self.model.config
         self.channels: int = config.latent_channels
         self.factor: int = 2 ** (len(config.block_out_channels) - 1)  # pixels to a latent's side
@@ -91,16 +93,17 @@ class Autoencoder:
     def encode(self, images_N3HW: Tensor) -> Tensor:
         """Latents [N, C, H / factor, W / factor], float32, of pictures in [0, 255]: the means."""
         weights = next(self.model.parameters())
-        pixels = (images_N3HW / 127.5 - 1).to(weights.dtype)
+        pixels = (images_N3HW / 127.5 - 1).to(weights.dtype, memory_format=torch.channels_last)
         mean: Tensor = self.model.encode(pixels).latent_dist.mode()
-        return (mean.float() - self._shift) * self._scale
+        return (mean.float().contiguous() - self._shift) * self._scale
 
     @torch.no_grad()
     def decode(self, latents_NChw: Tensor) -> Tensor:
         """Pictures [N, 3, H, W] in [0, 255], float32."""
         weights = next(self.model.parameters())
         latents = (latents_NChw / self._scale + self._shift).to(weights.dtype)
-        return ((self.model.decode(latents).sample.float() + 1) * 127.5).clamp(0, 255)
+        pixels: Tensor = self.model.decode(latents).sample.float().contiguous()
+        return ((pixels + 1) * 127.5).clamp(0, 255)
 
 
 def pictures(patches_PC: Tensor, grids_N2: Tensor, size: int) -> Tensor:
