@@ -50,6 +50,7 @@ class Perceiver(VisionTower):
         heads: of both attentions; must divide M.
         positions: whether where a patch lies decides what gathers it (``SAPerceiver``).
         norms: whether attention reads states at one scale (``SAPerceiver``).
+        connector_hidden_size: as of ``VisionTower``.
 
     Raises:
         ValueError: a setting is out of range or does not fit the tower.
@@ -69,8 +70,12 @@ class Perceiver(VisionTower):
         heads: int = 1,
         positions: bool = True,
         norms: bool = True,
+        connector_hidden_size: int | None = None,
     ) -> None:
-        super().__init__(hidden_size, tower, patch_size, layer, image_mean, image_std)
+        super().__init__(
+            hidden_size, tower, patch_size, layer, image_mean, image_std,
+            connector_hidden_size=connector_hidden_size,
+        )  # fmt: skip
         if tokens not in TOKENS:
             raise ValueError(f'tokens "{tokens}" is none of {", ".join(TOKENS)}')
         if patch_size != self.reader.patch_size:
@@ -202,21 +207,22 @@ class SAPerceiver(nn.Module):
     """VLSA's equations 1 and 2, which are damaged in the text; docs/vlsa.md says why they are read so.
 
         X = [V_Lo; q]                                          a learnable query behind the snapshot
-        X = X + W_o1 (SiLU(W_q N(X) (W_kv N(V_Hi))^T / sqrt(E) + B) W_kv N(V_Hi)) l / n           (1)
+        X = X + W_o1 (SiLU(W_q N(X) (W_kv N(V_Hi))^T / sqrt(E) + B) W_kv N(V_Hi)) r l / n         (1)
         X = X + W_o2 (softmax(N(X) (W_k N(X))^T / sqrt(E)) N(X))                                  (2)
         V, P = X[:l], X[l]
 
     Ours: the scales; N, a state over its root mean square, because SiLU bounds no weight: what is
     gathered grows with the cube of the states' scale, and that of a tower's raw states is 20 and more;
-    and B, a bump for each head over where a patch lies to a token, because neither
-    states nor equations say which part of the picture a tile is. SiLU sums up what softmax would weigh,
-    so the sum is taken per patch that a token stands for: a picture of many tiles moves X as far.
+    r, the root mean square of V_Lo, so that what is gathered is as large as what it is added to; it was
+    a tenth of its variance; and B, a bump for each head over where a patch lies to a token, because
+    neither states nor equations say which part of the picture a tile is. SiLU sums up what softmax would
+    weigh, so the sum is taken per patch that a token stands for: a picture of many tiles moves X as far.
 
     Args:
         width: M, of the states.
         heads: must divide it.
         positions: whether there is B.
-        norms: whether there is N.
+        norms: whether there are N and r.
 
     Raises:
         ValueError: the heads do not divide the width.
@@ -258,8 +264,9 @@ class SAPerceiver(nn.Module):
         centres = (torch.arange(side) + 0.5) / side - 0.5
         places = torch.cartesian_prod(centres, centres)[: self.heads]
         self.bumps[:, :2].copy_(places)
-        self.bumps[:, 2].fill_(math.log(0.7 / side))
-        self.bumps[:, 3].fill_(2.0)
+        # No narrower for more heads: some would reach no patch of a picture of few tiles.
+        self.bumps[:, 2].fill_(math.log(0.35 / min(side, 2)))
+        self.bumps[:, 3].fill_(4.0)
 
     def forward(self, low_GlM: Tensor, high_GRCM: Tensor) -> tuple[Tensor, Tensor]:
         """Gather and mix.
@@ -272,7 +279,10 @@ class SAPerceiver(nn.Module):
             V [G, l, M] and P [G, M].
         """
         states = torch.cat([low_GlM, self.query.expand(len(low_GlM), 1, -1).to(low_GlM.dtype)], 1)
-        states = states + self.w_o1(self._gather(self._scaled(states), self._scaled(high_GRCM)))
+        gathered = self.w_o1(self._gather(self._scaled(states), self._scaled(high_GRCM)))
+        if self.norms:
+            gathered = gathered * low_GlM.square().mean((1, 2), keepdim=True).sqrt()
+        states = states + gathered
         read = self._scaled(states)
         query = self._split(read)
         mixed = F.scaled_dot_product_attention(query, self._split(self.w_k(read)), query)

@@ -168,6 +168,7 @@ class VisionTower(nn.Module):
             i - 1, negative from the end. LLaVA reads -2, the last block but one.
         image_mean, image_std: per channel, of pixels in [0, 1].
         final_norm: read the state through the norm that the tower ends in.
+        connector_hidden_size: units between the connector's layers; D where it is None, as LLaVA's.
 
     Raises:
         ValueError: the tower has no such layer.
@@ -182,6 +183,7 @@ class VisionTower(nn.Module):
         image_mean: Sequence[float] = CLIP_MEAN,
         image_std: Sequence[float] = CLIP_STD,
         final_norm: bool = False,
+        connector_hidden_size: int | None = None,
     ) -> None:
         super().__init__()
         self.patch_size, self.final_norm = patch_size, final_norm
@@ -193,10 +195,9 @@ class VisionTower(nn.Module):
                 f"the tower has states {-states} to {states - 1}, none at layer {layer}"
             )
         self.layer = layer % states
+        between = connector_hidden_size or hidden_size
         self.connector = nn.Sequential(
-            nn.Linear(self.reader.width, hidden_size),
-            nn.GELU(),
-            nn.Linear(hidden_size, hidden_size),
+            nn.Linear(self.reader.width, between), nn.GELU(), nn.Linear(between, hidden_size)
         )
 
     def init_weights(self) -> None:

@@ -39,8 +39,10 @@ TILES = 12
 LM_WEIGHTS = (1.0, 1.0, 1.0)
 RECONSTRUCT_WEIGHTS = (1.0, 1.0, 1.0)
 TINY_RECONSTRUCT_WEIGHTS = (0.5, 0.5, 0.5)
-TINY_STEPS = (60, 150, 1450)
-TINY_TOWER_LR = 2e-4  # it reads already
+TINY_STEPS = (60, 150, 1500)
+TINY_TOWER_LR = 2e-5  # it reads already
+# Heads stay side by side, each on a patch of its own: left alone they all move to a token's middle.
+TINY_BUMPS_LR = 1e-5
 # Of the last stage, for LLM and what is new: 36 tokens are read in fewer steps than at 1e-3 with AdamW
 # for connector and perceiver (docs/log.md). Tower and denoiser keep lower rates.
 TINY_LR = 3e-3
@@ -200,6 +202,8 @@ def vlsa_tiny() -> Recipe:
                 layer=-1,
                 max_tiles=9,
                 heads=4,
+                # Four times the tower's width, as LLaVA-NeXT's is at full size, where it is the LLM's.
+                connector_hidden_size=768,
                 tiles_at_once=144,  # a micro-batch's together, so that none is computed twice
             ),
             images=ImageSpec(mode="native", min_patches=16, max_patches=9 * 36),
@@ -283,12 +287,13 @@ def tiny_trainable(tokens: str, restored: bool) -> tuple[dict[str, float | None]
         restored: whether the stages have the objective ``reconstruct``.
     """
     new: dict[str, float | None] = {"vision.connector.*": None}
-    new |= {"vision.perceiver.*": None} if tokens == "compressed" else {}
+    placed = {"vision.perceiver.bumps": TINY_BUMPS_LR} if tokens == "compressed" else {}
+    new |= {"vision.perceiver.*": None, **placed} if tokens == "compressed" else {}
     new |= {"vision.newline": None} if tokens == "all" else {}
     epigone = {"objectives.reconstruct.epigone.*": None} if restored else {}
     denoiser = {"objectives.reconstruct.denoiser.*": None} if restored else {}
     tower = {"vision.tower.*": TINY_TOWER_LR}
-    everything: dict[str, float | None] = {"llm.*": None, "vision.*": None, **tower}
+    everything: dict[str, float | None] = {"llm.*": None, "vision.*": None, **tower, **placed}
     everything |= {"objectives.*": 1e-3} if restored else {}
     return new | epigone, new | epigone | denoiser | tower, everything
 

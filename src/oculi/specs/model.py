@@ -67,6 +67,9 @@ class PerceiverSpec(Strict):
         True,
         description="attention reads states at one scale; not in the paper, without it diverges",
     )
+    connector_hidden_size: Count | None = Field(
+        None, description="units between the connector's layers; null: the LLM's width, as LLaVA's"
+    )
 
 
 VisionSpec = Annotated[PatchEmbedSpec | TowerSpec | PerceiverSpec, Field(discriminator="kind")]
