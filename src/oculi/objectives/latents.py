@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from oculi.errors import CheckpointError, RecipeError
 from oculi.hub import load_weights, readable, resolve, resolve_part
@@ -79,7 +79,7 @@ class Autoencoder:
         model: an ``AutoencoderKL``.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         # Channels last: convolutions run as they are stored, on a CPU in two thirds of the time.
         self.model: Any = model.eval().requires_grad_(False)
         self.model.to(memory_format=torch.channels_last)
