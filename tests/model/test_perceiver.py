@@ -94,6 +94,20 @@ def by_hand(module: SAPerceiver, low_lM: Tensor, high_RCM: Tensor) -> tuple[Tens
     return states[:-1], states[-1]
 
 
+def test_the_connector_is_as_wide_as_the_llm_unless_said() -> None:
+    for asked, found in ((None, 32), (48, 48)):
+        first, _, last = part(connector_hidden_size=asked).connector
+        assert (first.out_features, last.in_features, last.out_features) == (found, found, 32)
+
+
+@pytest.mark.parametrize("heads", [1, 4, 16])
+def test_every_head_reaches_a_patch_of_a_picture_of_four_tiles(heads: int) -> None:
+    module = SAPerceiver(16 * heads, heads)
+    module.init_weights()
+    bias = module._bias(SIDE, 0, 2 * SIDE, 2 * SIDE, 2 * SIDE)  # [H, l, n]
+    assert bias.amax(-1).min() > 1  # SiLU lets through three quarters and more of it
+
+
 @pytest.mark.parametrize("norms", [True, False])
 @pytest.mark.parametrize("positions", [True, False])
 @torch.no_grad()

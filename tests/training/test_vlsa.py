@@ -20,6 +20,7 @@ from oculi.plan.build import meta_model
 from oculi.recipe import ReconstructSpec, override, validate
 from oculi.recipes import BUILTIN
 from oculi.training.build import build_model, build_processor, recut
+from oculi.training.module import learning_rates
 from oculi.training.optim import muon_matrices
 from oculi.training.run import train
 
@@ -217,6 +218,17 @@ def test_the_tiny_recipe_trains(tmp_path: Path) -> None:
         assert step["loss"] == pytest.approx(step["lm"] + 0.5 * step["reconstruct"], rel=1e-4)
     parts = {name.split(".")[0] for name in exported(run, "2-finetune")}
     assert parts == {"llm", "vision"}
+
+
+def test_heads_are_held_where_they_start_and_the_tower_changes_slowly() -> None:
+    """In every stage that trains them: "vision.*" must not take back what a rate of its own says."""
+    recipe = BUILTIN["vlsa_tiny_instructions"]()
+    names = [name for name, _ in meta_model(recipe.model).named_parameters()]
+    for stage in recipe.stages:
+        rates = learning_rates(names, stage.trainable, stage.lr, stage.name)
+        assert rates["vision.perceiver.bumps"] == 1e-5 < rates["vision.perceiver.query"] == stage.lr
+        tower = {rate for name, rate in rates.items() if name.startswith("vision.tower.")}
+        assert tower == (set() if stage.name == "align" else {2e-5})
 
 
 def test_muon_has_every_matrix_of_connector_and_perceiver() -> None:
