@@ -14,7 +14,6 @@ from oculi.testbed.build_diffusion import (
     POOLED,
     PROMPT,
     SIDE,
-    KernelOptimiser,
     drawn,
     new_vae,
     restoration,
@@ -60,8 +59,8 @@ def test_the_shipped_autoencoder_keeps_more_than_the_ground() -> None:
 
 def test_kernels_are_updated_in_place_and_cleared() -> None:
     model = new_vae()
-    optimiser = KernelOptimiser(model, build_diffusion.VAE)
-    assert len(optimiser.kernels) + len(optimiser.others) == len(list(model.parameters()))
+    optimiser = build_diffusion._optimisers(model, build_diffusion.VAE)
+    assert len(optimiser.matrices) + len(optimiser.others) == len(list(model.parameters()))
     before = [weight.detach().clone() for weight in model.parameters()]
     pixels, _ = drawn("train", range(2))
     model.decode(model.encode(pixels).latent_dist.mode()).sample.square().mean().backward()

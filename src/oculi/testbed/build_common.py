@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,12 +56,38 @@ def compiled(model: nn.Module) -> Any:
 
 
 class Optimisers:
-    """Muon for the blocks' matrices, AdamW for the rest, on one schedule.
+    """Muon for matrices, AdamW for the rest, on one schedule.
 
-    Muon needs about half of AdamW's steps here, which on a CPU is what decides.
+    Muon needs about half of AdamW's steps here, which on a CPU is what decides. A convolution's kernel
+    [out, in, k, k] is a matrix [out, in * k * k].
+
+    Args:
+        matrices: of two dimensions or more. others: of any.
+        plan: rates and schedule.
+        decay: of the matrices.
     """
 
-    def __init__(self, model: nn.Module, heads: nn.Module | None, plan: Plan) -> None:
+    def __init__(
+        self,
+        matrices: Sequence[nn.Parameter],
+        others: Sequence[nn.Parameter],
+        plan: Plan,
+        decay: float = 0.05,
+    ) -> None:
+        self.matrices, self.others, self.plan = list(matrices), list(others), plan
+        # Views of the same storage: torch's Muon takes two dimensions alone.
+        self.flat = [nn.Parameter(weight.detach().flatten(1)) for weight in self.matrices]
+        self.parts: list[tuple[torch.optim.Optimizer, float]] = [
+            (
+                torch.optim.Muon(self.flat, weight_decay=decay, adjust_lr_fn="original"),
+                plan.muon_lr,
+            ),
+            (torch.optim.AdamW(self.others, betas=(0.9, 0.98), weight_decay=0.0), plan.adam_lr),
+        ]
+
+    @classmethod
+    def of_layers(cls, model: nn.Module, heads: nn.Module | None, plan: Plan) -> Optimisers:
+        """Muon for the matrices of ``model``'s blocks; heads go with the rest."""
         matrices: list[nn.Parameter] = []
         others: list[nn.Parameter] = []
         for name, weight in model.named_parameters():
@@ -69,20 +95,17 @@ class Optimisers:
             (matrices if inside else others).append(weight)
         if heads is not None:
             others += list(heads.parameters())
-        self.plan = plan
-        self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(matrices, lr=plan.muon_lr, weight_decay=0.05, adjust_lr_fn="original"),
-            torch.optim.AdamW(others, lr=plan.adam_lr, betas=(0.9, 0.98), weight_decay=0.0),
-        ]
-        self.weights = [*matrices, *others]
+        return cls(matrices, others, plan)
 
     def step(self, step: int) -> float:
         """Clip, update, clear; return the gradient norm before clipping."""
-        scale = factor(step, self.plan)
-        norm = nn.utils.clip_grad_norm_(self.weights, 1.0)
-        for part, lr in zip(self.parts, (self.plan.muon_lr, self.plan.adam_lr), strict=True):
+        norm = nn.utils.clip_grad_norm_([*self.matrices, *self.others], 1.0)
+        for weight, flat in zip(self.matrices, self.flat, strict=True):
+            if weight.grad is not None:
+                flat.grad, weight.grad = weight.grad.flatten(1), None
+        for part, lr in self.parts:
             for group in part.param_groups:
-                group["lr"] = lr * scale
+                group["lr"] = lr * factor(step, self.plan)
             part.step()
             part.zero_grad(set_to_none=True)
         return float(norm)

@@ -20,11 +20,12 @@ from torch.nn import functional as F
 
 from oculi.reconstruct.metrics import psnr
 from oculi.testbed import checkpoint, playroom
-from oculi.testbed.build_common import Plan, Progress, batches, cast, factor, save, setup
+from oculi.testbed.build_common import Optimisers, Plan, Progress, batches, cast, save, setup
 from oculi.testbed.manifest import versions
 
 SIDE = 96  # pixels of a picture, 12 of its latent
 FACTOR, CHANNELS = 8, 16
+CHANNELS_OF_PICTURES = 3
 LEVELS = (1, 2, 3, 3, 4, 5)  # of one picture after the other; words are the hardest to draw
 PROMPT, POOLED, TOKENS = 128, 64, 48
 SCORED = 200
@@ -32,7 +33,7 @@ LOG_VARIANCE = -6.0  # of a posterior at the start
 KL = 1e-6  # weight of the divergence, as in latent diffusion (arXiv 2112.10752)
 
 VAE = Plan(steps=6000, batch=3, muon_lr=4e-3, adam_lr=4e-3, warmup=30, report_every=200)
-SD3 = Plan(steps=700, batch=64, muon_lr=0.0, adam_lr=2e-3, warmup=50)
+SD3 = Plan(steps=3000, batch=32, muon_lr=6e-3, adam_lr=2e-3, warmup=60, report_every=100)
 DRAWN = 6000  # pictures whose latents SD3 is trained on
 
 
@@ -87,7 +88,7 @@ def build_vae(folder: Path, short: bool, log: Path | None = None) -> dict[str, A
     plan = quick(VAE) if short else VAE
     setup(plan.seed)
     model, progress = new_vae(), Progress("vae", plan, log)
-    optimizer = KernelOptimiser(model, plan)
+    optimizer = _optimisers(model, plan)
     for step in range(plan.steps):
         pixels, _ = drawn("train", range(step * plan.batch, (step + 1) * plan.batch))
         with torch.autocast("cpu", torch.bfloat16):
@@ -119,39 +120,15 @@ def build_vae(folder: Path, short: bool, log: Path | None = None) -> dict[str, A
     return _facts(model, plan, plan.steps * plan.batch, scores)
 
 
-class KernelOptimiser:
-    """Muon for the convolutions inside, each as a matrix [out, in * k * k]; AdamW for the rest.
-
-    AdamW alone had 2 to 5 dB less after as many steps (docs/log.md).
-    """
-
-    def __init__(self, model: nn.Module, plan: Plan) -> None:
-        inside = {
-            name for name, weight in model.named_parameters()
-            if weight.ndim > 1 and min(weight.shape[:2]) > 3
-        }  # fmt: skip
-        named = dict(model.named_parameters())
-        self.kernels = [named[name] for name in sorted(inside)]
-        # Views of the same storage: torch's Muon takes matrices alone.
-        self.matrices = [nn.Parameter(kernel.detach().flatten(1)) for kernel in self.kernels]
-        self.others = [weight for name, weight in named.items() if name not in inside]
-        self.plan = plan
-        self.parts: list[tuple[torch.optim.Optimizer, float]] = [
-            (torch.optim.Muon(self.matrices, weight_decay=0.0), plan.muon_lr),
-            (torch.optim.AdamW(self.others, betas=(0.9, 0.98), weight_decay=0.0), plan.adam_lr),
-        ]
-
-    def step(self, step: int) -> None:
-        """Clip, update, clear."""
-        nn.utils.clip_grad_norm_([*self.kernels, *self.others], 1.0)
-        for kernel, matrix in zip(self.kernels, self.matrices, strict=True):
-            if kernel.grad is not None:
-                matrix.grad, kernel.grad = kernel.grad.flatten(1), None
-        for part, lr in self.parts:
-            for group in part.param_groups:
-                group["lr"] = lr * factor(step, self.plan)
-            part.step()
-            part.zero_grad(set_to_none=True)
+def _optimisers(model: nn.Module, plan: Plan, heads: nn.Module | None = None) -> Optimisers:
+    """Muon for kernels and matrices inside, AdamW for the rest: where pictures or latents come in or go
+    out, and the heads. AdamW alone was well behind after as many steps (docs/log.md)."""
+    matrices: list[nn.Parameter] = []
+    others = list(heads.parameters()) if heads is not None else []
+    for _, weight in sorted(model.named_parameters()):
+        inside = weight.ndim > 1 and min(weight.shape[:2]) > CHANNELS_OF_PICTURES
+        (matrices if inside else others).append(weight)
+    return Optimisers(matrices, others, plan, decay=0.0)
 
 
 def _edges(found: Tensor, wanted: Tensor) -> Tensor:
@@ -225,15 +202,14 @@ def build_sd3(folder: Path, short: bool, log: Path | None = None) -> dict[str, A
     tokenizer = AutoTokenizer.from_pretrained(checkpoint("llm"))
     model, progress = new_sd3(), Progress("sd3", plan, log)
     prompts = Prompts(len(tokenizer))
-    trained = [*model.parameters(), *prompts.parameters()]
-    optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = _optimisers(model, plan, prompts)
     for step in range(plan.steps):
         chosen = torch.randint(count, (plan.batch,))
         ids = _ids(tokenizer, [captions[i] for i in chosen.tolist()])
         with torch.autocast("cpu", torch.bfloat16):
             loss = _flow(model, prompts, latents[chosen], ids)
         loss.backward()
-        _update(optimizer, trained, plan, step)
+        optimizer.step(step)
         progress.add(step, {"flow": loss.item()})
     save(model, folder)
     cast(model, torch.bfloat16)
@@ -298,14 +274,6 @@ def _condition(
         ]
         scores[name] = round(float(np.mean(losses)), 4)
     return scores
-
-
-def _update(optimizer: torch.optim.Optimizer, weights: Any, plan: Plan, step: int) -> None:
-    nn.utils.clip_grad_norm_(list(weights), 1.0)
-    for group in optimizer.param_groups:
-        group["lr"] = plan.adam_lr * factor(step, plan)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
 
 
 def _facts(model: Any, plan: Plan, samples: int, metrics: dict[str, Any]) -> dict[str, Any]:

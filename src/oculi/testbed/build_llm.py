@@ -186,7 +186,7 @@ def train(
     folder: Path, compile: bool = True,
 ) -> int:  # fmt: skip
     """Train through the lessons and the mixture, on one schedule; return how many dialogues it took."""
-    optimisers = Optimisers(model, None, plan)
+    optimisers = Optimisers.of_layers(model, None, plan)
     source, samples = stream(plan, tok.backend_tokenizer, lessons), 0
     forward = compiled(model) if compile else model
     for step in range(plan.steps):

@@ -181,7 +181,7 @@ def fit(
 
     `losses_of` a step are added up; `scores_of` the model are told whenever it is saved.
     """
-    progress, optimisers = Progress(name, plan, log), Optimisers(model, heads, plan)
+    progress, optimisers = Progress(name, plan, log), Optimisers.of_layers(model, heads, plan)
     parameters = sum(weight.numel() for weight in model.parameters())
     progress.say(f"{parameters / 1e6:.2f}M parameters, {plan.steps} steps of {plan.batch} pictures")
     for step in range(plan.steps):
