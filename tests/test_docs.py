@@ -114,7 +114,7 @@ def runnable(words: list[str]) -> list[str]:
     if words[0] == "eval":
         words += ["--limit", "3", "--max-new-tokens", "3"]
     if words[0] == "reconstruct":
-        words += ["--steps", "1", "--pictures", "2"]
+        words += ["--steps", "1", "--pictures", "2", "--train-pictures", "2"]
     if words[0] == "bench":
         words += ["--quick"]
     if words[0] == "chat":

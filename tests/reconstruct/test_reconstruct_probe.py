@@ -14,7 +14,7 @@ from diffusion import SIZE, save_pipeline
 from helpers import Drawn, Tiny
 from oculi.cli import app
 from oculi.recipe import ReconstructSpec
-from oculi.reconstruct.probe import BATCH, Probe, restore
+from oculi.reconstruct.probe import BATCH, LEVELS, OWN, SHUFFLED, Probe, kind, restore
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def drawn(number: int) -> Image.Image:
 def probe(pipeline: Path, steps: int = 1) -> Probe:
     name = str(pipeline)
     spec = ReconstructSpec(denoiser=name, vae=name, size=SIZE, rank=4)
-    return Probe(spec, steps, samplings=2)
+    return Probe(spec, steps, pictures=BATCH + 1, samplings=2)
 
 
 def test_restorations_are_of_ones_own_and_of_the_next(
@@ -45,17 +45,34 @@ def test_restorations_are_of_ones_own_and_of_the_next(
         return drawn(number)
 
     found = restore(model, processor, probe(pipeline, steps=2), train, test)
-    assert asked == list(range(2 * BATCH))
-    assert found.own.shape == found.shuffled.shape == (BATCH + 2, SIZE, SIZE, 3)
-    assert found.own.dtype == np.uint8 and not np.array_equal(found.own, found.shuffled)
+    assert asked == list(range(BATCH + 1))
+    assert list(found.found) == [
+        kind(tokens, level) for tokens in (OWN, SHUFFLED) for level in (None, *LEVELS)
+    ]
+    for level in (None, *LEVELS):
+        own, shuffled = (found.found[kind(tokens, level)] for tokens in (OWN, SHUFFLED))
+        assert own.shape == shuffled.shape == found.latents.shape == (BATCH + 2, SIZE, SIZE, 3)
+        assert own.dtype == np.uint8 and not np.array_equal(own, shuffled)
     again = restore(model, processor, probe(pipeline, steps=2), train, test)
-    assert np.array_equal(found.own, again.own) and np.array_equal(found.shuffled, again.shuffled)
+    assert all(np.array_equal(pixels, again.found[name]) for name, pixels in found.found.items())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     # The same picture twice in a row: its stranger shows the same, from the same noise.
     twice = [test[0], test[0], test[1]]
-    same = restore(model, processor, probe(pipeline), drawn, twice)
-    assert np.array_equal(same.own[0], same.shuffled[0])
-    assert not np.array_equal(same.own[1], same.shuffled[1])
+    same = restore(model, processor, probe(pipeline), drawn, twice).found
+    for level in (None, *LEVELS):
+        own, shuffled = same[kind(OWN, level)], same[kind(SHUFFLED, level)]
+        assert np.array_equal(own[0], shuffled[0]) and not np.array_equal(own[1], shuffled[1])
+
+
+def test_less_noise_leaves_more_of_the_picture(
+    make_model: Any, make_processor: Any, pipeline: Path
+) -> None:
+    """A denoiser that has learnt nothing is wrong by as much as there is noise."""
+    test = [drawn(100 + i) for i in range(4)]
+    found = restore(make_model(), make_processor(), probe(pipeline), drawn, test)
+    wanted = found.latents.astype(float)
+    errors = [np.square(found.found[kind(OWN, level)] - wanted).mean() for level in LEVELS]
+    assert errors == sorted(errors, reverse=True)
 
 
 def check_differences(found: dict[str, Any]) -> None:
@@ -63,10 +80,11 @@ def check_differences(found: dict[str, Any]) -> None:
     sides = [(gap["of"], gap["minus"]) for gap in found["differences"]]
     first, second = found["checkpoints"]
     told = [((a["checkpoint"], a["tokens"]), (b["checkpoint"], b["tokens"])) for a, b in sides]
+    pairs = [((first, OWN), (first, SHUFFLED)), ((second, OWN), (second, SHUFFLED))]
     assert told[::2] == told[1::2] == [
-        ((first, "own"), (first, "shuffled")),
-        ((second, "own"), (second, "shuffled")),
-        ((first, "own"), (second, "own")),
+        ((a, kind(own, level)), (b, kind(other, level)))
+        for (a, own), (b, other) in [*pairs, ((first, OWN), (second, OWN))]
+        for level in (None, *LEVELS)
     ]  # fmt: skip
     for gap in found["differences"]:
         of, minus = (
@@ -81,7 +99,18 @@ def check_differences(found: dict[str, Any]) -> None:
 def test_the_command(tiny: Tiny, finished: Path, pipeline: Path, tmp_path: Path) -> None:
     stages = [str(finished / "stages" / name) for name in ("0-pretrain", "1-finetune")]
     settings = ["--denoiser", str(pipeline), "--vae", str(pipeline), "--size", str(SIZE)]
-    settings += ["--steps", "1", "--rank", "4", "--side", "16", "--level", "1"]
+    settings += [
+        "--steps",
+        "1",
+        "--train-pictures",
+        "2",
+        "--rank",
+        "4",
+        "--side",
+        "16",
+        "--level",
+        "1",
+    ]
     out = tmp_path / "run" / "restored"
     out.parent.mkdir()
     (out.parent / "recipe.yaml").write_text((finished / "recipe.yaml").read_text())
@@ -89,7 +118,7 @@ def test_the_command(tiny: Tiny, finished: Path, pipeline: Path, tmp_path: Path)
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     text = (out / "report.md").read_text()
-    assert f"| {stages[0]}, own tokens - {stages[1]}, own tokens | PSNR |" in text
+    assert f"| {stages[0]}, own tokens - {stages[1]}, own tokens | PSNR | noise alone |" in text
     assert " --size 16 --rank 4" in text and "| SSIM |" in text
     found = json.loads((out / "scores.json").read_text())
     scores = found["checkpoints"]
@@ -99,7 +128,7 @@ def test_the_command(tiny: Tiny, finished: Path, pipeline: Path, tmp_path: Path)
     check_differences(found)
     assert "Restored pictures" in (out.parent / "report.html").read_text()
     with Image.open(out / "pictures.png") as sheet:
-        assert sheet.size == (3 * (SIZE + 4), 6 * (SIZE + 4))
+        assert sheet.size == (3 * (SIZE + 4), (2 + 2 * 4) * (SIZE + 4))
 
 
 def test_mistakes_are_one_line(tiny: Tiny, finished: Path, tmp_path: Path) -> None:

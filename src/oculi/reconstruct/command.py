@@ -32,7 +32,10 @@ def reconstruct(
     level: Annotated[int, typer.Option(min=1, max=5, help="of Playroom, without --data")] = 3,
     side: Annotated[int, typer.Option(min=16, help="of Playroom's pictures, in pixels")] = 168,
     pictures: Annotated[int, typer.Option(min=2, help="scored")] = 64,
-    steps: Annotated[int, typer.Option(min=1, help="of training a probe, 16 pictures each")] = 400,
+    train_pictures: Annotated[
+        int, typer.Option(min=1, help="a probe is trained on, again and again; tokens are kept")
+    ] = 3072,
+    steps: Annotated[int, typer.Option(min=1, help="of training a probe, 32 pictures each")] = 1200,
     denoiser: Annotated[str, typer.Option(help="an SD3 transformer")] = "testbed:sd3",
     vae: Annotated[str, typer.Option(help="the autoencoder of its latents")] = "testbed:vae",
     size: Annotated[int, typer.Option(min=16, help="of what is restored, in pixels")] = 96,
@@ -53,9 +56,9 @@ def reconstruct(
     from oculi.reconstruct.page import write
     from oculi.reconstruct.probe import Probe, restore
 
-    train, test = _pictures(data, level, side, pictures)
+    train, test, available = _pictures(data, level, side, pictures)
     spec = ReconstructSpec(denoiser=denoiser, vae=vae, size=size, rank=rank)
-    probe = Probe(spec, steps, seed=seed)
+    probe = Probe(spec, steps, min(train_pictures, available), seed=seed)
     found: dict[str, Any] = {}
     for path in checkpoints:
         model, processor = load_checkpoint(path)
@@ -64,8 +67,9 @@ def reconstruct(
         )
     shown = f"--data {data}" if data is not None else f"--level {level} --side {side}"
     command = (
-        f"oculi reconstruct {' '.join(names)} {shown} --pictures {pictures} --steps {steps} "
-        f"--denoiser {denoiser} --vae {vae} --size {size} --rank {rank} --seed {seed}"
+        f"oculi reconstruct {' '.join(names)} {shown} --pictures {pictures} "
+        f"--train-pictures {train_pictures} --steps {steps} --denoiser {denoiser} --vae {vae} "
+        f"--size {size} --rank {rank} --seed {seed}"
     )
     print("\n".join(write(out, command, found)))
     if out.name == RESTORED and (out.parent / "recipe.yaml").exists():
@@ -73,8 +77,9 @@ def reconstruct(
     print(f"report: {out / 'report.md'}", file=sys.stderr)
 
 
-def _pictures(data: Path | None, level: int, side: int, count: int) -> tuple[Any, list[Any]]:
-    """A function from numbers to pictures to train on, and the pictures that are scored.
+def _pictures(data: Path | None, level: int, side: int, count: int) -> tuple[Any, list[Any], int]:
+    """A function from numbers to pictures to train on, the pictures that are scored, and how many there
+    are to train on.
 
     Raises:
         DataError: there are too few.
@@ -92,12 +97,11 @@ def _pictures(data: Path | None, level: int, side: int, count: int) -> tuple[Any
             )
         scored, others = with_pictures[:count], with_pictures[count:]
         test = [rows[i].images[0].load() for i in scored]
-        return lambda number: rows[others[number % len(others)]].images[0].load(), test
+        return lambda number: rows[others[number]].images[0].load(), test, len(others)
     size = (side, side)
     rows, held_out = (
         open_source(PlayroomSource(level=level, samples=samples, split=split, size=size))
         for samples, split in ((1_000_000, "train"), (count, "test"))
     )
-    return lambda number: rows[number].images[0].load(), [
-        held_out[i].images[0].load() for i in range(count)
-    ]
+    test = [held_out[i].images[0].load() for i in range(count)]
+    return lambda number: rows[number].images[0].load(), test, len(rows)

@@ -13,13 +13,17 @@ from PIL import Image
 
 from oculi.ablate.intervals import Interval, bootstrap
 from oculi.reconstruct.metrics import Floats, psnr, ssim
-from oculi.reconstruct.probe import Pixels, Restored
+from oculi.reconstruct.probe import LEVELS, OWN, SHUFFLED, Pixels, Restored, kind
 
 SHOWN = 8  # pictures in the PNG
 PAGE, PICTURES, SCORES = "report.md", "pictures.png", "scores.json"
 MEASURES = {"PSNR": psnr, "SSIM": ssim}
-OWN, SHUFFLED = "own", "shuffled"
-KINDS = {OWN: "own tokens", SHUFFLED: "shuffled tokens", "latents": "autoencoder alone"}
+LATENTS = "latents"
+TOKENS = {OWN: "own tokens", SHUFFLED: "shuffled tokens"}
+# None: drawn from noise alone.
+STARTS: dict[float | None, str] = {None: "noise alone"}
+STARTS |= {level: f"noise level {level}" for level in LEVELS}
+PICTURED = (None, LEVELS[1])  # starts of the rows in the PNG
 GAP = 4
 
 
@@ -28,10 +32,12 @@ class Difference:
     """Paired over pictures, with its 95 % interval.
 
     Attributes:
-        measure: a key of ``MEASURES``. of, minus: checkpoint and condition that are compared.
+        measure: a key of ``MEASURES``. start: of ``STARTS``.
+        of, minus: checkpoint and whose tokens, of what is compared.
     """
 
     measure: str
+    start: float | None
     of: tuple[str, str]
     minus: tuple[str, str]
     interval: Interval
@@ -39,8 +45,9 @@ class Difference:
 
 def scores(found: Restored) -> dict[str, dict[str, Floats]]:
     """By measure and condition, one number a picture."""
+    shown = {**found.found, LATENTS: found.latents}
     return {
-        name: {kind: measure(getattr(found, kind), found.originals) for kind in KINDS}
+        name: {each: measure(pixels, found.originals) for each, pixels in shown.items()}
         for name, measure in MEASURES.items()
     }
 
@@ -50,14 +57,14 @@ def differences(by_name: Mapping[str, Mapping[str, Mapping[str, Floats]]]) -> li
     first, *others = by_name
     pairs = [((name, OWN), (name, SHUFFLED)) for name in by_name]
     pairs += [((first, OWN), (name, OWN)) for name in others]
+
+    def gap(measure: str, start: float | None, *sides: tuple[str, str]) -> Difference:
+        of, minus = (by_name[name][measure][kind(tokens, start)] for name, tokens in sides)
+        return Difference(measure, start, sides[0], sides[1], _interval(of - minus))
+
     return [
-        Difference(
-            measure, of, minus,
-            _interval(by_name[of[0]][measure][of[1]] - by_name[minus[0]][measure][minus[1]]),
-        )
-        for of, minus in pairs
-        for measure in MEASURES
-    ]  # fmt: skip
+        gap(measure, start, *pair) for pair in pairs for start in STARTS for measure in MEASURES
+    ]
 
 
 def write(out: Path, command: str, found: Mapping[str, Restored]) -> list[str]:
@@ -79,21 +86,25 @@ def write(out: Path, command: str, found: Mapping[str, Restored]) -> list[str]:
         "# Pictures restored from what the LLM is given",
         "",
         f"Made by `{command}`. {len(first.originals)} pictures; each checkpoint's Epigone and denoiser "
-        "were trained anew, for as many steps with the same pictures and noise. *Shuffled* is restored "
-        "from the tokens of the next picture, from the same noise. PSNR in dB; means and 95 % intervals "
-        "over pictures, differences paired by picture.",
+        "were trained anew, for as many steps with the same pictures and noise. *Noise alone* is drawn "
+        "in many steps; from a noise level one step restores the latent. *Shuffled* is restored from the"
+        " tokens of the next picture and the same noise. PSNR in dB; means and 95 % intervals over "
+        "pictures, differences paired by picture.",
         "",
         *lines,
         "",
         "![restored pictures](pictures.png)",
         "",
-        "Rows: the picture; through the autoencoder alone; then for each checkpoint from its own tokens "
-        "and from shuffled ones: " + ", ".join(found) + ".",
+        "Rows: the picture; through the autoencoder alone; then for each checkpoint, from "
+        + " and from ".join(STARTS[start] for start in PICTURED)
+        + ", from its own tokens and from shuffled ones: "
+        + ", ".join(found)
+        + ".",
     ]
     (out / PAGE).write_text("\n".join(text) + "\n", encoding="utf-8")
     rows = [first.originals, first.latents]
     for each in found.values():
-        rows += [each.own, each.shuffled]
+        rows += [each.found[kind(tokens, start)] for start in PICTURED for tokens in TOKENS]
     sheet(rows).save(out / PICTURES)
     numbers = _numbers(command, len(first.originals), by_name, gaps)
     (out / SCORES).write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
@@ -110,19 +121,26 @@ def sheet(rows: Sequence[Pixels]) -> Image.Image:
 
 
 def _table(by_name: Mapping[str, Mapping[str, Mapping[str, Floats]]]) -> list[str]:
-    lines = [f"| checkpoint | measure | {' | '.join(KINDS.values())} |", "|---|---|---|---|---|"]
+    lines = [
+        f"| checkpoint | measure | from | {' | '.join(TOKENS.values())} | autoencoder alone |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, measures in by_name.items():
         for measure, kinds in measures.items():
-            cells = [_shown(_interval(kinds[kind])) for kind in KINDS]
-            lines.append(f"| {name} | {measure} | {' | '.join(cells)} |")
+            for start, shown in STARTS.items():
+                names = [*(kind(tokens, start) for tokens in TOKENS), LATENTS]
+                cells = [_shown(_interval(kinds[each])) for each in names]
+                lines.append(f"| {name} | {measure} | {shown} | {' | '.join(cells)} |")
     return lines
 
 
 def _gaps(gaps: Sequence[Difference]) -> list[str]:
-    lines = ["| difference | measure | mean and 95 % interval |", "|---|---|---|"]
+    lines = ["| difference | measure | from | mean and 95 % interval |", "|---|---|---|---|"]
     for gap in gaps:
-        of, minus = (f"{name}, {KINDS[kind]}" for name, kind in (gap.of, gap.minus))
-        lines.append(f"| {of} - {minus} | {gap.measure} | {_shown(gap.interval)} |")
+        of, minus = (f"{name}, {TOKENS[tokens]}" for name, tokens in (gap.of, gap.minus))
+        lines.append(
+            f"| {of} - {minus} | {gap.measure} | {STARTS[gap.start]} | {_shown(gap.interval)} |"
+        )
     return lines
 
 
@@ -139,8 +157,8 @@ def _numbers(
         "checkpoints": {
             name: {
                 measure: {
-                    kind: {**_bounds(_interval(values)), "values": [_rounded(v) for v in values]}
-                    for kind, values in kinds.items()
+                    each: {**_bounds(_interval(values)), "values": [_rounded(v) for v in values]}
+                    for each, values in kinds.items()
                 }
                 for measure, kinds in measures.items()
             }
@@ -149,13 +167,18 @@ def _numbers(
         "differences": [
             {
                 "measure": gap.measure,
-                "of": dict(zip(("checkpoint", "tokens"), gap.of, strict=True)),
-                "minus": dict(zip(("checkpoint", "tokens"), gap.minus, strict=True)),
+                "of": _side(gap.of, gap.start),
+                "minus": _side(gap.minus, gap.start),
                 **_bounds(gap.interval),
             }
             for gap in gaps
         ],
     }
+
+
+def _side(side: tuple[str, str], start: float | None) -> dict[str, str]:
+    name, tokens = side
+    return {"checkpoint": name, "tokens": kind(tokens, start)}
 
 
 def _bounds(interval: Interval) -> dict[str, float]:

@@ -2,14 +2,15 @@
 
 A checkpoint that was never trained to be restored has no Epigone, and one that was has one that fits it
 alone. So each gets a new one: Epigone and denoiser are trained for as many steps on the same pictures
-with the same noise, the vision part is not touched, and what differs is what it gives.
+with the same noise, the vision part is not touched, and what differs is what it gives. That is computed
+once for each picture and kept, so that a step costs what the small denoiser costs.
 
 Legend: N pictures, C x h x w of a latent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from oculi.model import OculiForConditionalGeneration, OculiProcessor
 from oculi.model.taps_oculi import Seen
@@ -26,8 +27,10 @@ from oculi.objectives.reconstruct import Noised, Reconstruct
 from oculi.recipe import ReconstructSpec
 
 Pixels = NDArray[np.uint8]
-BATCH = 16
-LR = 1e-3
+OWN, SHUFFLED = "own", "shuffled"
+LEVELS = (0.9, 0.75, 0.5)  # of noise, from which a picture is restored in one step
+BATCH = 32
+LR = 3e-3
 
 
 @dataclass(frozen=True)
@@ -36,24 +39,39 @@ class Probe:
 
     Attributes:
         spec: denoiser, autoencoder, size and rank.
-        steps: of training. samplings: steps from noise to picture. seed: of weights and noise.
+        steps: of training. pictures: trained on, again and again.
+        samplings: steps from noise to picture. seed: of weights, order and noise.
     """
 
     spec: ReconstructSpec
     steps: int
+    pictures: int
     samplings: int = 20
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Restored:
-    """Pictures [N, size, size, 3] uint8: as they are, through the autoencoder alone, restored from their
-    own tokens, and from shuffled ones: those of the next picture."""
+    """Pictures [N, size, size, 3] uint8.
+
+    Attributes:
+        originals: as they are. latents: through the autoencoder alone.
+        found: restored, by ``kind``.
+    """
 
     originals: Pixels
     latents: Pixels
-    own: Pixels
-    shuffled: Pixels
+    found: Mapping[str, Pixels]
+
+
+def kind(tokens: str, level: float | None) -> str:
+    """Name of a condition: drawn from noise alone, or restored in one step from a level of noise.
+
+    Args:
+        tokens: the picture's own, or those of the next picture.
+        level: of noise; None is noise alone.
+    """
+    return tokens if level is None else f"{tokens} at {level}"
 
 
 def restore(
@@ -68,8 +86,9 @@ def restore(
 
     Args:
         model, processor: of the checkpoint; nothing of it is changed.
-        train: the picture of a number. test: at least two, scored in this order.
-        on_step: told of steps done and in all.
+        train: the picture of a number below ``probe.pictures``.
+        test: at least two, scored in this order.
+        on_step: told of what is done and of all there is to do: batches looked at, then steps.
 
     Raises:
         CheckpointError, RecipeError: see ``Reconstruct``.
@@ -77,53 +96,108 @@ def restore(
     model = model.eval().requires_grad_(False)
     torch.manual_seed(probe.seed)
     term = Reconstruct.from_spec(probe.spec, model)
-    _train(model, processor, probe, term, train, on_step)
-    found: list[tuple[Tensor, ...]] = []
+    parts = range(0, probe.pictures, BATCH)
+    looked: list[_Looked] = []
+    for done, start in enumerate(parts, 1):
+        numbers = range(start, min(start + BATCH, probe.pictures))
+        looked.append(_look(model, processor, term, [train(i) for i in numbers])[1])
+        if on_step is not None:
+            on_step(done, len(parts) + probe.steps)
+    _train(term, probe, _Looked.joined(looked), len(parts), on_step)
     generator = torch.Generator().manual_seed(probe.seed)
+    found: list[dict[str, Tensor]] = []
     for start in range(0, len(test), BATCH):
         part = list(test[start : start + BATCH])
         # Each picture's stranger is the next one, also at the end of a part.
         nexts = [*part[1:], test[(start + len(part)) % len(test)]]
-        patches, grids = _cut(processor, part)
-        originals = pictures(patches, grids, probe.spec.size)
-        latents = term.autoencoder.encode(originals)
-        noise = torch.randn(latents.shape, generator=generator)
-        own, shuffled = (
-            _sample(term, model.look(*_cut(processor, shown)), noise, probe.samplings)
-            for shown in (part, nexts)
-        )
-        decoded = (term.autoencoder.decode(x) for x in (latents, own, shuffled))
-        found.append((originals, *decoded))
-    return Restored(*(_pixels(torch.cat(each)) for each in zip(*found, strict=True)))
+        originals, own = _look(model, processor, term, part)
+        _, strange = _look(model, processor, term, nexts)
+        noise = torch.randn(own.latents.shape, generator=generator)
+        made = {"latents": own.latents}
+        for tokens, seen in ((OWN, own.seen()), (SHUFFLED, strange.seen())):
+            made[kind(tokens, None)] = _sample(term, seen, noise, probe.samplings)
+            for level in LEVELS:
+                made[kind(tokens, level)] = _denoised(term, seen, own.latents, noise, level)
+        decoded = {name: term.autoencoder.decode(latents) for name, latents in made.items()}
+        found.append({"originals": originals, **decoded})
+    pixels = {name: _pixels(torch.cat([each[name] for each in found])) for name in found[0]}
+    return Restored(pixels.pop("originals"), pixels.pop("latents"), pixels)
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """What there is of pictures: latents [N, C, h, w], and for each what the LLM is given of it, tokens
+    [s, D] and an embedding [D]."""
+
+    latents: Tensor
+    given: tuple[tuple[Tensor, Tensor], ...]
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Looked]) -> _Looked:
+        latents = torch.cat([part.latents for part in parts])
+        return cls(latents, tuple(each for part in parts for each in part.given))
+
+    def seen(self, chosen: Sequence[int] | None = None) -> Seen:
+        given = self.given if chosen is None else [self.given[i] for i in chosen]
+        counts = tuple(len(tokens) for tokens, _ in given)
+        whole_ND = torch.stack([whole for _, whole in given])
+        return Seen(torch.cat([tokens for tokens, _ in given]), counts, whole_ND)
+
+
+@torch.no_grad()
+def _look(
+    model: OculiForConditionalGeneration,
+    processor: OculiProcessor,
+    term: Reconstruct,
+    shown: Sequence[Image.Image],
+) -> tuple[Tensor, _Looked]:
+    """The pictures as squares [N, 3, size, size], and what there is of them."""
+    patches, grids = _cut(processor, shown)
+    images = pictures(patches, grids, term.spec.size)
+    given = model.look(patches, grids).of_each()
+    # Copies: each would else keep its whole batch's tokens alive.
+    copies = tuple((tokens.clone(), whole.clone()) for tokens, whole in given)
+    return images, _Looked(term.autoencoder.encode(images), copies)
 
 
 def _train(
-    model: OculiForConditionalGeneration,
-    processor: OculiProcessor,
-    probe: Probe,
     term: Reconstruct,
-    train: Callable[[int], Image.Image],
+    probe: Probe,
+    looked: _Looked,
+    before: int,
     on_step: Callable[[int, int], None] | None,
 ) -> None:
-    optimizer = torch.optim.AdamW(term.parameters(), lr=LR, weight_decay=0.0)
+    """Train Epigone and denoiser on what was looked at, ``before`` batches of it."""
+    optimizers = _optimizers(term)
     warmup = max(1, probe.steps // 10)
+    generator = torch.Generator().manual_seed(probe.seed + 1)
     for step in range(probe.steps):
-        for group in optimizer.param_groups:
-            left = 1 - step / probe.steps
-            group["lr"] = LR * min((step + 1) / warmup, left)
-        patches, grids = _cut(processor, [train(step * BATCH + i) for i in range(BATCH)])
-        latents = term.autoencoder.encode(pictures(patches, grids, probe.spec.size))
-        torch.manual_seed(probe.seed + 1 + step)  # of noise: the same whatever a checkpoint draws
-        noise, times = torch.randn_like(latents), torch.rand(len(latents))
-        with torch.no_grad():
-            seen = model.look(patches, grids)
-        loss = term.errors(seen, Noised(latents, noise, times)).mean()
-        loss.backward()
+        for group in (group for part in optimizers for group in part.param_groups):
+            group["lr"] = LR * min((step + 1) / warmup, 1 - step / probe.steps)
+        chosen = torch.randint(len(looked.given), (BATCH,), generator=generator)
+        latents = looked.latents[chosen]
+        noise = torch.randn(latents.shape, generator=generator)
+        noised = Noised(latents, noise, torch.rand(BATCH, generator=generator))
+        term.errors(looked.seen(chosen.tolist()), noised).mean().backward()
         torch.nn.utils.clip_grad_norm_(term.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for part in optimizers:
+            part.step()
+            part.zero_grad(set_to_none=True)
         if on_step is not None:
-            on_step(step + 1, probe.steps)
+            on_step(before + step + 1, before + probe.steps)
+
+
+def _optimizers(term: Reconstruct) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the denoiser's blocks, AdamW for the rest."""
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, weight in term.named_parameters():
+        inside = weight.ndim == 2 and "transformer_blocks" in name
+        (matrices if inside else others).append(weight)
+    return [
+        torch.optim.Muon(matrices, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, weight_decay=0.0),
+    ]
 
 
 @torch.no_grad()
@@ -135,6 +209,15 @@ def _sample(term: Reconstruct, seen: Seen, noise: Tensor, steps: int) -> Tensor:
         velocity = term.velocity(seen, latents, level.expand(len(latents))).float()
         latents = latents + (following - level) * velocity
     return latents
+
+
+@torch.no_grad()
+def _denoised(
+    term: Reconstruct, seen: Seen, latents: Tensor, noise: Tensor, level: float
+) -> Tensor:
+    """z again from z_t, in one step: what the loss of equation 3 compares with z."""
+    noised = Noised(latents, noise, torch.full((len(latents),), level))
+    return noised.mixed - level * term.velocity(seen, noised.mixed, noised.times).float()
 
 
 def _cut(processor: OculiProcessor, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
