@@ -80,6 +80,15 @@ def test_the_tower_that_reads_learns_at_its_own_rate(ablation: Ablation) -> None
 
 
 @BOTH
+def test_muon_has_the_denoiser_of_rows_that_have_one(ablation: Ablation) -> None:
+    """A glob that matches nothing would end the run."""
+    for recipe in engine.recipes_of(ablation, quick=False).values():
+        stage = recipe.stages[2]
+        restored = any(term.kind == "reconstruct" for term in stage.objectives)
+        assert any(glob.startswith("objectives.") for glob in stage.muon) == restored, recipe.name
+
+
+@BOTH
 def test_every_row_transcribes_half_of_its_last_stage(ablation: Ablation) -> None:
     """Without that no row reads through 36 tokens, and claims about words would compare noise."""
     for recipe in engine.recipes_of(ablation, quick=False).values():

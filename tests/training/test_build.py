@@ -73,6 +73,29 @@ def test_attention_is_the_llms(tiny: Tiny, tmp_path: Path, attention: str) -> No
     assert model.vision.tower.config._attn_implementation == "sdpa"
 
 
+@pytest.mark.parametrize("family", ["aimv2", "clip", "siglip2"])
+def test_a_tower_attends_as_its_own_setting_says(tiny: Tiny, tmp_path: Path, family: str) -> None:
+    """In training alone: what is exported knows nothing of it."""
+    folder = save_teacher(tmp_path / "tower", family)
+    vision = {"kind": "tower", "patch_size": PATCH, "init_from": str(folder)}
+    models = {
+        attention: build(spec(tiny, vision={**vision, "attention": attention}))
+        for attention in ("sdpa", "eager")
+    }
+    tokens = []
+    for attention, model in models.items():
+        assert model.vision.tower.config._attn_implementation == attention
+        assert model.llm.config._attn_implementation == "sdpa"
+        assert "attention" not in model.config.vision_config
+        patches, grid = build_processor(spec(tiny, vision=vision)).image_processor.patches(
+            Drawn(16, 16).load()
+        )
+        with torch.no_grad():
+            seen = model.look(torch.from_numpy(patches), torch.tensor([grid]))
+        tokens.append(seen.tokens_SD)
+    torch.testing.assert_close(*tokens, rtol=1e-5, atol=1e-5)
+
+
 def test_new_weights_depend_on_the_seed_alone(tiny: Tiny) -> None:
     made = spec(tiny)
     found = []

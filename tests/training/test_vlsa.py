@@ -15,6 +15,8 @@ from oculi.cognition.turns import cognition_of
 from oculi.data.index import sample_length
 from oculi.data.source import open_sources
 from oculi.errors import RecipeError
+from oculi.model.perceiver_oculi import Perceiver
+from oculi.objectives.reconstruct import Reconstruct
 from oculi.plan import plan
 from oculi.plan.build import meta_model
 from oculi.recipe import ReconstructSpec, override, validate
@@ -215,9 +217,28 @@ def test_the_tiny_recipe_trains(tmp_path: Path) -> None:
     for step in found.values():
         assert step["bad_samples"] == 0 and step["reconstruct"] > 0
         assert torch.isfinite(torch.tensor(step["loss"]))
-        assert step["loss"] == pytest.approx(step["lm"] + 0.5 * step["reconstruct"], rel=1e-4)
+        assert step["loss"] == pytest.approx(step["lm"] + step["reconstruct"], rel=1e-4)
     parts = {name.split(".")[0] for name in exported(run, "2-finetune")}
     assert parts == {"llm", "vision"}
+
+
+def test_the_tower_attends_so_in_every_stage(
+    tiny: Tiny, tower: Path, pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each stage starts from an exported folder, which says nothing of it."""
+    found: list[str] = []
+    forward = Perceiver.forward
+
+    def watched(part: Any, *args: Any) -> Any:
+        found.append(part.tower.config._attn_implementation)
+        return forward(part, *args)
+
+    monkeypatch.setattr(Perceiver, "forward", watched)
+    recipe = vlsa(tiny, tower, pipeline)
+    recipe["model"]["vision"]["attention"] = "eager"
+    run = train(validate(recipe, "test"), tmp_path / "run", quiet=True)
+    assert len({stage for stage, _ in metrics(run)}) == 2
+    assert len(found) >= len(metrics(run)) and set(found) == {"eager"}
 
 
 def test_heads_are_held_where_they_start_and_the_tower_changes_slowly() -> None:
@@ -233,7 +254,7 @@ def test_heads_are_held_where_they_start_and_the_tower_changes_slowly() -> None:
 
 def test_muon_has_every_matrix_of_connector_and_perceiver() -> None:
     """And none of the tower, which reads already: AdamW at a rate of its own keeps what it knows."""
-    recipe = BUILTIN["vlsa_tiny"]()
+    recipe = BUILTIN["vlsa_tiny_instructions"]()
     model = build_model(recipe.model, build_processor(recipe.model), 0)
     parameters = dict(model.named_parameters())
     found = muon_matrices(parameters, list(parameters), recipe.stages[-1], "here")
@@ -243,6 +264,29 @@ def test_muon_has_every_matrix_of_connector_and_perceiver() -> None:
         "vision.connector.0.weight",
         "vision.connector.2.weight",
     }
+
+
+def test_muon_has_the_matrices_of_the_denoisers_blocks_at_the_stages_rate() -> None:
+    """With AdamW at 1e-3 it did not learn to use what it is given in time to teach (docs/log.md)."""
+    recipe = BUILTIN["vlsa_tiny"]()
+    model = build_model(recipe.model, build_processor(recipe.model), 0)
+    stage = recipe.stages[-1]
+    term = Reconstruct.from_spec(stage.objectives[1], model)
+    parameters = {
+        **dict(model.named_parameters()),
+        **{f"objectives.reconstruct.{name}": weight for name, weight in term.named_parameters()},
+    }
+    found = muon_matrices(parameters, list(parameters), stage, "here")
+    named = {name for name in found if name.startswith("objectives.")}
+    assert named == {
+        name for name, weight in parameters.items()
+        if ".transformer_blocks." in name and weight.ndim == 2
+    }  # fmt: skip
+    assert len(named) > 40
+    rates = learning_rates(list(parameters), stage.trainable, stage.lr, stage.name)
+    assert {rates[name] for name in named} == {stage.lr}
+    without = BUILTIN["vlsa_tiny_instructions"]().stages[-1].muon
+    assert set(stage.muon) - set(without) == {"objectives.reconstruct.denoiser.*blocks.*.weight"}
 
 
 @pytest.mark.parametrize(
@@ -267,11 +311,12 @@ def test_a_baseline_stands_beside_the_tiny_recipe(
     assert (ours.seed, ours.evals) == (beside.seed, beside.evals)
     vision = beside.model.vision.model_copy(update={"tokens": tokens})
     assert ours.model == beside.model.model_copy(update={"vision": vision})
-    differ = {*dropped, "trainable"}  # the globs of what is not there
+    differ = {*dropped, "trainable", "muon"}  # the globs of what is not there
     for one, other in zip(ours.stages, beside.stages, strict=True):
         assert one.model_dump(exclude=differ) == other.model_dump(exclude=differ)
         assert [term.kind for term in one.objectives] == ["lm"]
         unlike = dict(one.trainable.items() ^ other.trainable.items())
+        unlike |= dict.fromkeys(set(one.muon) ^ set(other.muon))
         assert all(glob.startswith(("objectives.", *new)) for glob in unlike)
     cutter = build_processor(ours.model).image_processor
     assert cutter.tokens(cutter.grid(168, 168)) == count

@@ -15,7 +15,7 @@ from typing import Any
 from oculi.ablate.spec import Ablation, Claim, Contrast, Curves, Lines, Row, Term, difference
 from oculi.recipe import Recipe, override
 from oculi.recipes import find_recipe
-from oculi.recipes.vlsa import TINY_COGNITION, tiny_trainable
+from oculi.recipes.vlsa import TINY_COGNITION, TINY_MUON, TINY_RESTORED_MUON, tiny_trainable
 
 SIDE = 168  # pixels
 DETAIL = {"words": 3, "charts": 4, "small": 5}  # tasks that need it, with their level
@@ -77,7 +77,9 @@ def all_levels() -> Recipe:
 
 def _trainable(tokens: str, restored: bool) -> list[str]:
     stages = tiny_trainable(tokens, restored)
-    return [f"stages.{n}.trainable={json.dumps(globs)}" for n, globs in enumerate(stages)]
+    muon = TINY_RESTORED_MUON if restored else TINY_MUON
+    changes = [f"stages.{n}.trainable={json.dumps(globs)}" for n, globs in enumerate(stages)]
+    return [*changes, f"stages.2.muon={json.dumps(muon)}"]
 
 
 def _row(

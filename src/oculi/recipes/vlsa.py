@@ -38,7 +38,6 @@ TILES = 12
 # proportions" (section 5); `oculi ablate vlsa-ratio` compares other weights and schedules.
 LM_WEIGHTS = (1.0, 1.0, 1.0)
 RECONSTRUCT_WEIGHTS = (1.0, 1.0, 1.0)
-TINY_RECONSTRUCT_WEIGHTS = (0.5, 0.5, 0.5)
 TINY_STEPS = (60, 150, 1500)
 TINY_TOWER_LR = 2e-5  # it reads already
 # Heads stay side by side, each on a patch of its own: left alone they all move to a token's middle.
@@ -47,6 +46,7 @@ TINY_BUMPS_LR = 1e-5
 # for connector and perceiver (docs/log.md). Tower and denoiser keep lower rates.
 TINY_LR = 3e-3
 TINY_MUON = ("llm.*proj.weight", "vision.[cp]*.weight")  # of connector and perceiver
+TINY_RESTORED_MUON = (*TINY_MUON, "objectives.reconstruct.denoiser.*blocks.*.weight")
 ALIGNING_SAMPLES, READING_SAMPLES, FINETUNING_SAMPLES = 558_000, 422_000, 790_000
 
 # Stage I freezes "other parameters" (section 4.1), but LLaVA-NeXT's connector is new: frozen as it was
@@ -187,7 +187,7 @@ def vlsa_tiny() -> Recipe:
             "batch": 24,
             "cognition": TINY_COGNITION,
             "lr": TINY_LR,
-            "muon": TINY_MUON,
+            "muon": TINY_RESTORED_MUON,
             "weight_decay": 0.1,
             "schedule": "cosine",
         }
@@ -200,6 +200,7 @@ def vlsa_tiny() -> Recipe:
             vision=PerceiverSpec(
                 init_from="testbed:reader",
                 layer=-1,
+                attention="eager",  # 1.12 s a step instead of 1.30, docs/log.md
                 max_tiles=9,
                 heads=4,
                 # Four times the tower's width, as LLaVA-NeXT's is at full size, where it is the LLM's.
@@ -210,7 +211,7 @@ def vlsa_tiny() -> Recipe:
             image_attention="causal",
             attention="blocked",  # faster than SDPA on a CPU, docs/log.md
         ),
-        stages=_weighted((align, read, finetune), term, TINY_RECONSTRUCT_WEIGHTS),
+        stages=_weighted((align, read, finetune), term, RECONSTRUCT_WEIGHTS),
         evals=(EvalSpec(task="playroom:3@168x168", limit=300),),
     )
 
@@ -264,9 +265,11 @@ def _beside(name: str, tokens: str, what: str, cognition: bool = False) -> Recip
     """
     recipe = vlsa_tiny()
     dropped = {"objectives": (LmSpec(),)} | ({} if cognition else {"cognition": None})
+    *before, finetune = recipe.stages
+    unrestored = (*before, finetune.model_copy(update={"muon": TINY_MUON}))
     stages = tuple(
         stage.model_copy(update={**dropped, "trainable": globs})
-        for stage, globs in zip(recipe.stages, tiny_trainable(tokens, restored=False), strict=True)
+        for stage, globs in zip(unrestored, tiny_trainable(tokens, restored=False), strict=True)
     )
     vision = recipe.model.vision.model_copy(update={"tokens": tokens})
     return recipe.model_copy(
@@ -294,7 +297,7 @@ def tiny_trainable(tokens: str, restored: bool) -> tuple[dict[str, float | None]
     denoiser = {"objectives.reconstruct.denoiser.*": None} if restored else {}
     tower = {"vision.tower.*": TINY_TOWER_LR}
     everything: dict[str, float | None] = {"llm.*": None, "vision.*": None, **tower, **placed}
-    everything |= {"objectives.*": 1e-3} if restored else {}
+    everything |= {"objectives.*": None} if restored else {}
     return new | epigone, new | epigone | denoiser | tower, everything
 
 

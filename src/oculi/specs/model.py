@@ -30,7 +30,16 @@ class PatchEmbedSpec(Strict):
         return self
 
 
-class TowerSpec(Strict):
+class _HasTower(Strict):
+    """A vision part with a tower of transformers."""
+
+    attention: Literal["sdpa", "eager"] = Field(
+        "sdpa",
+        description="the tower's in training; on a CPU eager is faster, by SDPA's backward",
+    )
+
+
+class TowerSpec(_HasTower):
     """A pre-trained vision tower with a two-layer MLP behind it (LLaVA-1.5, section 3.3)."""
 
     kind: Literal["tower"] = "tower"
@@ -45,7 +54,7 @@ class TowerSpec(Strict):
     )
 
 
-class PerceiverSpec(Strict):
+class PerceiverSpec(_HasTower):
     """Tiles and a snapshot through one tower, gathered by the SA-Perceiver (VLSA, section 3.1)."""
 
     kind: Literal["perceiver"] = "perceiver"

@@ -19,7 +19,7 @@ from oculi.model import (
 )
 from oculi.model.lora import inject_lora
 from oculi.model.routed_oculi import IMAGE
-from oculi.recipe import ImageSpec, ModelSpec
+from oculi.recipe import ImageSpec, ModelSpec, PerceiverSpec, TowerSpec
 from oculi.training.vision import mean_and_deviation, token_settings, vision_start
 
 NEW_PARTS = ("vision.connector.", "compress.", "fusion.cross.")  # nothing pre-trained is in them
@@ -119,7 +119,7 @@ def build_model(
         model = OculiForConditionalGeneration.assemble(config, llm)
     except ValueError as error:
         raise RecipeError(f"model.llm: {error}") from None
-    llm.set_attn_implementation(spec.attention)  # a new configuration around it has reset that
+    set_attention(model, spec)  # a new configuration around the LLM has reset its own
     model.generation_config.eos_token_id = processor.chat.end_of_turn()
     if processor.image_token_id < llm.config.vocab_size:
         model.generation_config.suppress_tokens = [processor.image_token_id]
@@ -128,6 +128,14 @@ def build_model(
         standard_normal(model)
     add_routed_lora(model, spec, seed)
     return model
+
+
+def set_attention(model: OculiForConditionalGeneration, spec: ModelSpec) -> None:
+    """How LLM and tower attend in training; what is exported has transformers' default."""
+    model.llm.set_attn_implementation(spec.attention)
+    if isinstance(spec.vision, TowerSpec | PerceiverSpec):
+        tower: Any = model.vision.tower
+        tower.set_attn_implementation(spec.vision.attention)
 
 
 def cast(model: OculiForConditionalGeneration, dtype: torch.dtype) -> None:

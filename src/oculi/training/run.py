@@ -28,7 +28,15 @@ from oculi.model.lora import has_lora
 from oculi.objectives import build_objectives
 from oculi.recipe import Recipe, Stage
 from oculi.training import checkpoint as ckpt
-from oculi.training.build import DTYPES, add_lora, build_model, build_processor, cast, recut
+from oculi.training.build import (
+    DTYPES,
+    add_lora,
+    build_model,
+    build_processor,
+    cast,
+    recut,
+    set_attention,
+)
 from oculi.training.folder import check_folder, keep_recipe, lock, writable
 from oculi.training.log import RunLog, SilentLog
 from oculi.training.loop import run_stage
@@ -347,7 +355,7 @@ class Run:
 
     def _from_folder(self, folder: Path) -> None:
         self.model, self.processor = load_exported(folder)
-        self.model.llm.set_attn_implementation(self.recipe.model.attention)
+        set_attention(self.model, self.recipe.model)
         self.base = str(folder.relative_to(self.out))
         self.base_tensors = ckpt.base_hashes(self.model)
 

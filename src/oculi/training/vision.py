@@ -126,7 +126,7 @@ def _perceiver(spec: PerceiverSpec) -> VisionStart:
 
 def own_settings(spec: TowerSpec | PerceiverSpec) -> dict[str, Any]:
     """What a spec says beyond its tower, under the names of ``vision_config``."""
-    return spec.model_dump(exclude={"kind", "patch_size", "init_from", "layer"})
+    return spec.model_dump(exclude={"kind", "patch_size", "init_from", "layer", "attention"})
 
 
 def check_perceiver(spec: PerceiverSpec, tower: Mapping[str, Any]) -> None:
