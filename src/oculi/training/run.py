@@ -28,15 +28,7 @@ from oculi.model.lora import has_lora
 from oculi.objectives import build_objectives
 from oculi.recipe import Recipe, Stage
 from oculi.training import checkpoint as ckpt
-from oculi.training.build import (
-    DTYPES,
-    add_lora,
-    build_model,
-    build_processor,
-    cast,
-    recut,
-    set_attention,
-)
+from oculi.training.build import DTYPES, add_lora, build_model, build_processor, cast, recut
 from oculi.training.folder import check_folder, keep_recipe, lock, writable
 from oculi.training.log import RunLog, SilentLog
 from oculi.training.loop import run_stage
@@ -48,6 +40,7 @@ from oculi.training.preflight import check_stages
 from oculi.training.ranks import ALONE, ElsewhereError, Ranks, ranks_of_launcher
 from oculi.training.saver import Saver
 from oculi.training.signals import Interrupt, Stopped, Stopper
+from oculi.training.vision import set_tower_attention
 
 LONG = 1000  # samples whose measuring takes long enough to say so
 REPORT_SHARE = 0.01  # of the time, at most, goes into reports while a stage is trained
@@ -355,7 +348,8 @@ class Run:
 
     def _from_folder(self, folder: Path) -> None:
         self.model, self.processor = load_exported(folder)
-        set_attention(self.model, self.recipe.model)
+        self.model.llm.set_attn_implementation(self.recipe.model.attention)
+        set_tower_attention(self.model, self.recipe.model.vision)
         self.base = str(folder.relative_to(self.out))
         self.base_tensors = ckpt.base_hashes(self.model)
 
