@@ -43,7 +43,7 @@ TINY_TOWER_LR = 2e-5  # it reads already
 # Heads stay side by side, each on a patch of its own: left alone they all move to a token's middle.
 TINY_BUMPS_LR = 1e-5
 # Of the last stage, for LLM and what is new: 36 tokens are read in fewer steps than at 1e-3 with AdamW
-# for connector and perceiver (docs/log.md). Tower and denoiser keep lower rates.
+# for connector and perceiver (docs/log.md). The tower keeps a lower rate.
 TINY_LR = 3e-3
 TINY_MUON = ("llm.*proj.weight", "vision.[cp]*.weight")  # of connector and perceiver
 TINY_RESTORED_MUON = (*TINY_MUON, "objectives.reconstruct.denoiser.*blocks.*.weight")
