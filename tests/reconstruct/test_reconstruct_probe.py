@@ -14,6 +14,7 @@ from diffusion import SIZE, save_pipeline
 from helpers import Drawn, Tiny
 from oculi.cli import app
 from oculi.recipe import ReconstructSpec
+from oculi.reconstruct.command import _pictures
 from oculi.reconstruct.probe import BATCH, LEVELS, OWN, SHUFFLED, Probe, kind, restore
 
 
@@ -129,6 +130,22 @@ def test_the_command(tiny: Tiny, finished: Path, pipeline: Path, tmp_path: Path)
     assert "Restored pictures" in (out.parent / "report.html").read_text()
     with Image.open(out / "pictures.png") as sheet:
         assert sheet.size == (3 * (SIZE + 4), (2 + 2 * 4) * (SIZE + 4))
+
+
+def test_a_file_of_fewer_pictures_than_are_wanted(
+    tiny: Tiny, finished: Path, pipeline: Path, tmp_path: Path
+) -> None:
+    """All that are not scored are trained on, and none that is scored."""
+    train, test, available = _pictures(tiny.data, 1, 16, 3)
+    assert len(test) == 3 and 0 < available < 3072
+    assert train(available - 1) is not None
+    with pytest.raises(IndexError):
+        train(available)
+    settings = ["--denoiser", str(pipeline), "--vae", str(pipeline), "--size", str(SIZE)]
+    words = ["reconstruct", str(finished), "--data", str(tiny.data), "--out", str(tmp_path / "out")]
+    words += ["--pictures", "3", "--steps", "1", "--rank", "4", *settings]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
 
 
 def test_mistakes_are_one_line(tiny: Tiny, finished: Path, tmp_path: Path) -> None:
