@@ -19,13 +19,8 @@ from oculi.model import (
 )
 from oculi.model.lora import inject_lora
 from oculi.model.routed_oculi import IMAGE
-from oculi.recipe import ImageSpec, ModelSpec
-from oculi.training.vision import (
-    mean_and_deviation,
-    set_tower_attention,
-    token_settings,
-    vision_start,
-)
+from oculi.recipe import ImageSpec, ModelSpec, PerceiverSpec, TowerSpec
+from oculi.training.vision import mean_and_deviation, token_settings, vision_start
 
 NEW_PARTS = ("vision.connector.", "compress.", "fusion.cross.")  # nothing pre-trained is in them
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -124,8 +119,7 @@ def build_model(
         model = OculiForConditionalGeneration.assemble(config, llm)
     except ValueError as error:
         raise RecipeError(f"model.llm: {error}") from None
-    llm.set_attn_implementation(spec.attention)  # a new configuration around it has reset that
-    set_tower_attention(model, spec.vision)
+    set_attention(model, spec)  # a new configuration around it has reset that
     model.generation_config.eos_token_id = processor.chat.end_of_turn()
     if processor.image_token_id < llm.config.vocab_size:
         model.generation_config.suppress_tokens = [processor.image_token_id]
@@ -134,6 +128,14 @@ def build_model(
         standard_normal(model)
     add_routed_lora(model, spec, seed)
     return model
+
+
+def set_attention(model: OculiForConditionalGeneration, spec: ModelSpec) -> None:
+    """How the LLM and a tower attend in training; an exported folder has transformers' default."""
+    model.llm.set_attn_implementation(spec.attention)
+    if isinstance(spec.vision, TowerSpec | PerceiverSpec):
+        tower: Any = model.vision.tower
+        tower.set_attn_implementation(spec.vision.attention)
 
 
 def cast(model: OculiForConditionalGeneration, dtype: torch.dtype) -> None:

@@ -1,9 +1,9 @@
-"""A recipe from its first step to its last folder: stages, merging between them, evaluation, report."""
+"""A recipe from its first step to its last folder: stages, merging between them, what each leaves."""
 
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -14,11 +14,7 @@ from oculi.cognition.turns import cognition_of
 from oculi.data.loader import Steps
 from oculi.data.order import stage_seed
 from oculi.data.source import open_sources
-from oculi.errors import CheckpointError, DataError
-from oculi.eval.asked import Task
-from oculi.eval.evaluate import evaluate
-from oculi.eval.report import write_report
-from oculi.eval.tasks import open_task
+from oculi.errors import CheckpointError
 from oculi.export.hf import export
 from oculi.export.load import load_exported
 from oculi.export.merge import fold
@@ -28,7 +24,15 @@ from oculi.model.lora import has_lora
 from oculi.objectives import build_objectives
 from oculi.recipe import Recipe, Stage
 from oculi.training import checkpoint as ckpt
-from oculi.training.build import DTYPES, add_lora, build_model, build_processor, cast, recut
+from oculi.training.build import (
+    DTYPES,
+    add_lora,
+    build_model,
+    build_processor,
+    cast,
+    recut,
+    set_attention,
+)
 from oculi.training.folder import check_folder, keep_recipe, lock, writable
 from oculi.training.log import RunLog, SilentLog
 from oculi.training.loop import run_stage
@@ -38,12 +42,11 @@ from oculi.training.optim import make_optimizer
 from oculi.training.parallel import part_of, split, whole_on_cpu
 from oculi.training.preflight import check_stages
 from oculi.training.ranks import ALONE, ElsewhereError, Ranks, ranks_of_launcher
+from oculi.training.results import Reports, score_stage
 from oculi.training.saver import Saver
 from oculi.training.signals import Interrupt, Stopped, Stopper
-from oculi.training.vision import set_tower_attention
 
 LONG = 1000  # samples whose measuring takes long enough to say so
-REPORT_SHARE = 0.01  # of the time, at most, goes into reports while a stage is trained
 
 
 def train(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) -> Path:
@@ -127,7 +130,7 @@ class Run:
         self.stage = self.step = 0
         self.optimizer_from: Path | None = None
         self._seconds, self._began = 0.0, time.monotonic()
-        self._reported, self._report_took = self._began, 0.0
+        self.reports = Reports(out, self.log.warn)
 
     def start(self, resume: bool) -> None:
         """Build the model: new, or as a checkpoint left it. Then look at all that will be done."""
@@ -222,7 +225,8 @@ class Run:
                 name: tensors[name] for name in {**self.carried, **rates} if name in tensors
             }
             self.saver.save(self._state(), self.carried, optimizer.state_dict(), self.log.sync)
-            self._report()
+            if self.ranks.first:
+                self.reports.renew()
 
         if self.step < stage.steps:
             run_stage(
@@ -237,20 +241,7 @@ class Run:
         self.saver.close()
         self.log.close()
         if self.ranks.first:
-            with suppress(OSError):
-                write_report(self.out)
-
-    def _report(self) -> None:
-        """Rewrite the report, unless that would keep the training waiting too often."""
-        began = time.monotonic()
-        if not self.ranks.first or began - self._reported < self._report_took / REPORT_SHARE:
-            return
-        try:
-            write_report(self.out)
-        except OSError as error:
-            self.log.warn(f"{self.out / 'report.html'} cannot be written: {error.strerror}")
-        self._reported = time.monotonic()
-        self._report_took = self._reported - began
+            self.reports.close()
 
     def _join(self) -> None:
         """Put the whole model together on every rank: what it was built from, and what has changed.
@@ -293,7 +284,7 @@ class Run:
                 name = f"{self.recipe.name}, after {stage.name}"
                 export(self.model, self.processor, folder, name, self.recipe.summary)
             self.log.say(f"exported {folder}")
-        self._evaluate(stage)
+        score_stage(self.model, self.processor, self.recipe, stage, self.out, self.log)
 
     def _check_export(self, folder: Path, trained: dict[str, str]) -> None:
         """Raises CheckpointError if the folder is not what was trained, as after a bit flip."""
@@ -304,31 +295,6 @@ class Run:
                     f"{folder} does not hold what was trained: {name} differs. Remove the folder and "
                     "go on with --resume: it is exported anew"
                 )
-
-    def _evaluate(self, stage: Stage) -> None:
-        last = stage.name == self.recipe.stages[-1].name
-        for spec in self.recipe.evals if stage.answers else ():
-            if spec.only_at_end and not last:
-                continue
-            task = open_task(spec.task)
-            for blind in (False, True) if spec.blind else (False,):
-                try:
-                    self._score(stage, task, spec.limit, blind)
-                except DataError as error:  # a picture of a test must not end the training
-                    self.log.warn(f"{task.name} is not scored after {stage.name}: {error}")
-                    self.log.event("not scored", stage.name, stage.steps, what=str(error))
-
-    def _score(self, stage: Stage, task: Task, limit: int | None, blind: bool) -> None:
-        name = f"{stage.name}-{task.name.replace(':', '-')}{'-blind' if blind else ''}"
-        result = evaluate(
-            self.model, self.processor, task, self.out / "evals" / name, blind=blind, limit=limit,
-            labels={"stage": stage.name, "checkpoint": str(self.out)},
-        )  # fmt: skip
-        score = result["exact"]
-        self.log.say(
-            f"{task.name} after {stage.name}{' (blind)' if blind else ''}: {score['score']:.1%} exact, "
-            f"95 % interval {score['low']:.1%} to {score['high']:.1%}"
-        )
 
     def _new_model(self, lora: bool = True) -> None:
         spec = self.recipe.model
@@ -348,8 +314,7 @@ class Run:
 
     def _from_folder(self, folder: Path) -> None:
         self.model, self.processor = load_exported(folder)
-        self.model.llm.set_attn_implementation(self.recipe.model.attention)
-        set_tower_attention(self.model, self.recipe.model.vision)
+        set_attention(self.model, self.recipe.model)
         self.base = str(folder.relative_to(self.out))
         self.base_tensors = ckpt.base_hashes(self.model)
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from oculi.errors import RecipeError
 from oculi.hub import resolve
-from oculi.model import OculiForConditionalGeneration
 from oculi.model.patch_embed_oculi import CLIP_MEAN, CLIP_STD
 from oculi.model.perceiver_oculi import tile_side, vision_tokens
 from oculi.objectives.teacher import (
@@ -128,13 +127,6 @@ def _perceiver(spec: PerceiverSpec) -> VisionStart:
 def own_settings(spec: TowerSpec | PerceiverSpec) -> dict[str, Any]:
     """What a spec says beyond its tower, under the names of ``vision_config``."""
     return spec.model_dump(exclude={"kind", "patch_size", "init_from", "layer", "attention"})
-
-
-def set_tower_attention(model: OculiForConditionalGeneration, spec: VisionSpec) -> None:
-    """How a tower attends in training; what is exported has transformers' default."""
-    if isinstance(spec, TowerSpec | PerceiverSpec):
-        tower: Any = model.vision.tower
-        tower.set_attn_implementation(spec.attention)
 
 
 def check_perceiver(spec: PerceiverSpec, tower: Mapping[str, Any]) -> None:
