@@ -6,6 +6,7 @@ from oculi.ablate.aurora import compressor, table6
 from oculi.ablate.spec import Ablation
 from oculi.ablate.vlsa import ratio, table3
 from oculi.ablate.vora_anyres import anyres
+from oculi.ablate.vora_mask import mask
 from oculi.ablate.vora_mixture import mixture
 from oculi.ablate.vora_parts import fig5, fig6, fig7, table2
 from oculi.ablate.vora_scaling import scaling
@@ -16,8 +17,8 @@ from oculi.errors import AblationError, nearest
 ABLATIONS: dict[str, Ablation] = {
     ablation.name: ablation
     for ablation in (
-        table2, fig4, rank, fig5, fig6, fig7, scaling, mixture, anyres, tokens, table6, compressor,
-        table3, ratio,
+        table2, fig4, rank, fig5, fig6, fig7, mask, scaling, mixture, anyres, tokens, table6,
+        compressor, table3, ratio,
     )
 }  # fmt: skip
 
