@@ -202,6 +202,9 @@ def prepare(
     max_length: Annotated[
         int | None, typer.Option(min=1, help="leave out rows of more tokens")
     ] = None,
+    min_edge: Annotated[
+        int | None, typer.Option(min=1, help="leave out pictures whose longer edge is shorter")
+    ] = None,
     phrasings: Annotated[str | None, typer.Option(help="questions for captions")] = None,
     phrasings_seed: Annotated[int, typer.Option(min=0, help="who gets which question")] = 0,
     workers: Annotated[
@@ -221,7 +224,7 @@ def prepare(
     chosen = _processor(recipe, llm, teacher, processor)
     report = run(
         files, out, chosen, image_root=image_root, form=format, tag=tag, max_length=max_length,
-        phrasings=asked, workers=workers or os.cpu_count() or 1, overwrite=overwrite,
+        min_edge=min_edge, phrasings=asked, workers=workers or os.cpu_count() or 1, overwrite=overwrite,
         on_file=progress("finding rows, files"), on_progress=progress("measuring rows"),
     )  # fmt: skip
     print(report.read_text(encoding="utf-8"), end="")

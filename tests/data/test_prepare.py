@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from datafiles import CAPTIONS, ROWS, TALKS, write_csv, write_folder, write_json, write_parquet
 from helpers import HOSTILE, Drawn, write_rows
@@ -315,6 +316,31 @@ def test_a_worker_that_dies_is_one_line(
         prepare([text_rows(tmp_path / "a.jsonl", 20)], tmp_path / "out", processor, workers=2)
 
 
+def test_small_pictures_are_left_out_by_their_longer_edge(
+    processor: OculiProcessor, tmp_path: Path
+) -> None:
+    """Above 48 pixels as VoRA is above 448; a row without a picture has none that is too small."""
+    sizes = [(48, 48), (49, 10), (10, 49), (20, 30), None]
+    rows = []
+    for i, size in enumerate(sizes):
+        said = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "a thing"}]
+        rows.append({"id": f"row-{i}", "conversations": said})
+        if size is not None:
+            Image.new("RGB", size).save(tmp_path / f"{i}.png")
+            said[0]["value"] = "<image>\nWhat?"
+            rows[-1]["image"] = f"{i}.png"
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows))
+    report = prepare([path], tmp_path / "out", processor, min_edge=49)
+    kept = [sample.id for sample in PreparedRows(tmp_path / "out")]
+    assert kept == ["row-1", "row-2", "row-4"]
+    assert [(id, reason) for id, _, reason in quarantine(tmp_path / "out")] == [
+        ("row-0", "has a picture of 48 x 48 pixels, its longer edge under 49"),
+        ("row-3", "has a picture of 20 x 30 pixels, its longer edge under 49"),
+    ]
+    assert "rows 5: 3 good, 2 bad" in report.read_text()
+
+
 def test_done_is_done_and_another_plan_is_refused(
     processor: OculiProcessor, make_processor: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -327,6 +353,7 @@ def test_done_is_done_and_another_plan_is_refused(
     for settings, said in (
         ({"form": "llava"}, "another form"),
         ({"max_length": 99}, "another max_length"),
+        ({"min_edge": 9}, "another min_edge"),
         ({"image_root": tmp_path}, "another image_root"),
     ):
         with pytest.raises(DataError, match=f"was begun with {said}; add --overwrite"):

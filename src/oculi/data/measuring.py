@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -166,6 +166,8 @@ class Job:
             return BadRow(error.id or id, line, error.reason, path)
         except (ImageError, ValueError) as error:  # ValueError: a text that no ids can spell
             return BadRow(id, line, str(error), path)
+        if small := _small(images, self.plan.min_edge):
+            return BadRow(id, line, small, path)
         most = self.plan.max_length
         if most is not None and tokens > most:
             return BadRow(id, line, f"has {tokens} tokens, more than {most}", path)
@@ -200,6 +202,14 @@ def write(file: Path, fill: Callable[[BinaryIO], object]) -> None:
     with partial.open("wb") as out:
         fill(out)
     partial.replace(file)
+
+
+def _small(sizes: Sequence[tuple[int, int]], least: int | None) -> str:
+    """What is wrong with the first picture whose longer edge is under the least; empty if none is."""
+    for width, height in sizes:
+        if least is not None and max(width, height) < least:
+            return f"has a picture of {width} x {height} pixels, its longer edge under {least}"
+    return ""
 
 
 def _contents(sample: Sample) -> int:

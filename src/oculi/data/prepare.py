@@ -66,6 +66,7 @@ def prepare(
     form: str | None = None,
     tag: str | None = None,
     max_length: int | None = None,
+    min_edge: int | None = None,
     phrasings: Phrasings | None = None,
     workers: int = 1,
     overwrite: bool = False,
@@ -80,6 +81,8 @@ def prepare(
         processor: whose tokens are counted.
         image_root, form, tag: as of a source in a recipe.
         max_length: rows of more tokens are bad ones; None: none is.
+        min_edge: so are rows with a picture whose longer edge has fewer pixels; VoRA takes pictures
+            above 448 (section 4.1), which is 449.
         phrasings: questions for captions; lengths are with them.
         workers: processes; the result does not depend on it.
         overwrite: start anew in a folder that holds another preparation.
@@ -92,7 +95,7 @@ def prepare(
     Raises:
         DataError: a file cannot be read, no row can be used, or `out` is taken.
     """
-    plan = _plan(paths, processor, image_root, form, tag, max_length, phrasings)
+    plan = _plan(paths, processor, image_root, form, tag, max_length, min_edge, phrasings)
     _check_place(out, plan)
     out.mkdir(parents=True, exist_ok=True)
     with _lock(out):
@@ -115,6 +118,7 @@ def _plan(
     form: str | None,
     tag: str | None,
     max_length: int | None,
+    min_edge: int | None,
     phrasings: Phrasings | None,
 ) -> Plan:
     if form is not None:
@@ -132,6 +136,7 @@ def _plan(
         tag=tag,
         image_root=None if image_root is None else os.path.abspath(image_root),
         max_length=max_length,
+        min_edge=min_edge,
         phrasings=phrasings.texts if phrasings else None,
         phrasings_seed=phrasings.seed if phrasings else 0,
         processor=processor_fingerprint(processor),

@@ -86,6 +86,7 @@ class Plan(Strict):
     tag: str | None
     image_root: str | None
     max_length: int | None
+    min_edge: int | None = None
     phrasings: tuple[str, ...] | None = Field(None, min_length=1, description="for captions")
     phrasings_seed: int = 0
     processor: str
