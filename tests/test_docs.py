@@ -71,6 +71,7 @@ STANDS_FOR = {
     "QWEN_DIR": str(ROOT / "tests/golden/vora_checkpoint/llm"),
     "runs/mine/checkpoints/step-0000600": "runs/mine/checkpoints/step-0000003",
     "FILE...": "train.json",
+    "449": "9",  # pixels: pictures here are small
     "http://localhost:8000/v1": "",  # of `folder`
     "examples/audio/recipe.py:vora_audio": str(ROOT / "examples/audio/recipe.py") + ":vora_audio",
 }

@@ -203,3 +203,34 @@ def test_the_commands_of_the_page_are_of_ablations_that_exist() -> None:
     assert named == set(ABLATIONS)
     for ablation in ABLATIONS.values():
         assert all(claim.name in page for claim in ablation.claims), ablation.name
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split(" | ")]
+
+
+def reported(name: str) -> dict[str, str]:
+    """Verdict and effect of every claim in a committed report; empty where there is none."""
+    report = ROOT / "benchmarks" / f"{name}.md"
+    lines = report.read_text().splitlines() if report.exists() else []
+    rows = [cells(line) for line in lines if line.endswith("** |")]
+    return {row[0]: f"{row[-1].removesuffix(' |')}: {row[3]}" for row in rows if len(row) == 7}
+
+
+@pytest.mark.parametrize("name", [name for name in ABLATIONS if name.startswith("vora-")])
+def test_the_page_of_claims_says_what_the_reports_say(name: str) -> None:
+    """Every claim once, with the verdict and the numbers of the report, if there is one."""
+    page = (ROOT / "docs" / "vora-claims.md").read_text().splitlines()
+    found = reported(name)
+    assert set(found) in (set(), {claim.name for claim in ABLATIONS[name].claims})
+    link = f"[{name}](../benchmarks/{name}.md)" if found else f"`{name}`"
+    for claim in ABLATIONS[name].claims:
+        (row,) = [cells(line) for line in page if f'{link}, "{claim.name}" |' in line]
+        assert row[2].removesuffix(" |") == found.get(claim.name, "no report yet"), claim.name
+
+
+def test_the_page_of_ablations_lists_the_reports() -> None:
+    page = (ROOT / "docs" / "ablations.md").read_text()
+    for name in ABLATIONS:
+        there = (ROOT / "benchmarks" / f"{name}.md").exists()
+        assert (f"(../benchmarks/{name}.md)" in page) == there, name
