@@ -142,6 +142,23 @@ def test_times(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @torch.no_grad()
+def test_a_shift_of_noise_levels() -> None:
+    """Half of the noise becomes three quarters by 3, the odds of noise thrice theirs; 1 is none."""
+    few = torch.zeros(1000, 1)
+
+    def times(**settings: Any) -> Tensor:
+        built = objective(**settings)
+        torch.manual_seed(0)
+        return built._times(few)
+
+    plain, shifted = times(), times(shift=3.0)
+    odds = shifted.double() / (1 - shifted.double())
+    torch.testing.assert_close(odds, 3 * plain.double() / (1 - plain.double()), rtol=0.01, atol=0)
+    assert torch.equal(times(shift=1.0), plain)
+    assert abs(float(times(shift=3.0, times="logit-normal").median()) - 0.75) < 0.02
+
+
+@torch.no_grad()
 def test_latents_are_scaled_and_back_again() -> None:
     vae, image = make_vae(), torch.rand(2, 3, SIZE, SIZE) * 255
     mean = vae.encode(image / 127.5 - 1).latent_dist.mean

@@ -130,10 +130,12 @@ class Reconstruct(Objective):
         return Noised(latents, torch.randn_like(latents), self._times(latents))
 
     def _times(self, latents: Tensor) -> Tensor:
-        """Noise levels in (0, 1), one an image; float32."""
+        """Noise levels in (0, 1), one an image; float32. Shifted as in arXiv 2403.03206, 5.3.2."""
         if self.spec.times == "uniform":
-            return torch.rand(len(latents), device=latents.device)
-        return torch.randn(len(latents), device=latents.device).sigmoid()
+            drawn = torch.rand(len(latents), device=latents.device)
+        else:
+            drawn = torch.randn(len(latents), device=latents.device).sigmoid()
+        return self.spec.shift * drawn / (1 + (self.spec.shift - 1) * drawn)
 
     def taps(self, prepared: Noised | None) -> Mapping[Any, Reducer]:
         if prepared is None:

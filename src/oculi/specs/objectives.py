@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from oculi.specs.base import Count, Rate, Strict
+from oculi.specs.base import Count, Rate, Strict, Weight
 
 
 class LmSpec(Strict):
@@ -42,6 +42,9 @@ class ReconstructSpec(Strict):
     )
     times: Literal["uniform", "logit-normal"] = Field(
         "uniform", description="how the noise level is drawn; SD3 was trained with the second"
+    )
+    shift: Weight = Field(
+        1.0, description="above 1 for more noise: t becomes s t / (1 + (s - 1) t); SD3's is 3"
     )
     checkpointing: bool = Field(
         False, description="the denoiser's activations are computed again instead of kept"
