@@ -57,6 +57,26 @@ def test_pairs_decide_what_two_intervals_do_not() -> None:
     assert "worse" in paired(second, first).line("all")
 
 
+def test_the_ratio_is_bonetts_and_prices() -> None:
+    """Complete response before and after a therapy, of 161 patients: the interval that the authors of
+    the book about such tables give (Fagerland, Lydersen and Laake, chapter 8) is 0.758 to 0.991."""
+    after = [True] * 59 + [True] * 16 + [False] * 6 + [False] * 80
+    before = [True] * 59 + [False] * 16 + [True] * 6 + [False] * 80
+    found = paired(after, before)
+    assert found.ratio is not None
+    assert [round(value, 4) for value in found.ratio] == [0.8667, 0.7579, 0.9910]
+    assert "86.7% of it (75.8 to 99.1)" in found.line("all")
+
+
+def test_a_ratio_at_the_ends() -> None:
+    same = paired([True] * 30, [True] * 30).ratio
+    assert same is not None and same[0] == 1 and same[1] < 1 < same[2]
+    none = paired([True] * 30, [False] * 30).ratio
+    assert none is not None and none[:2] == (0, 0) and 0 < none[2] < 0.2
+    nothing = paired([False] * 30, [True] * 30)
+    assert nothing.ratio is None and "of it" not in nothing.line("all")
+
+
 def test_by_kind_and_by_form(tmp_path: Path) -> None:
     a = write(tmp_path / "a", rows([True] * 8))
     b = write(tmp_path / "b", rows([True, False] * 4)[::-1])  # in another order

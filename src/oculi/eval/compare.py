@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from oculi.errors import DataError, shown
-from oculi.eval.score import mean_interval, wilson
+from oculi.eval.score import Z, mean_interval, wilson
 
 Row = Mapping[str, Any]
 ALL = "all"
@@ -31,6 +31,8 @@ class Difference:
         n: questions. first, second: right answers of each.
         only_first, only_second: questions that one alone answered right.
         difference, low, high: of the shares, with its 95 % interval.
+        ratio: what part of the first's score the second has, with its interval; None where the
+            first has no right answer.
     """
 
     n: int
@@ -41,14 +43,20 @@ class Difference:
     difference: float
     low: float
     high: float
+    ratio: tuple[float, float, float] | None = None
 
     def line(self, name: str) -> str:
         """For the terminal."""
+        part = ""
+        if self.ratio:
+            part = ", {:.1%} of it ({:.1f} to {:.1f})".format(
+                self.ratio[0], *(100 * bound for bound in self.ratio[1:])
+            )
         verdict = "better" if self.low > 0 else "worse" if self.high < 0 else "not decided"
         return (
             f"{name:18} {self.first / self.n:7.1%} -> {self.second / self.n:6.1%}  "
-            f"{100 * self.difference:+5.1f} ({100 * self.low:+.1f} to {100 * self.high:+.1f}; {self.n} "
-            f"questions, right in one alone {self.only_first} and {self.only_second})  {verdict}"
+            f"{100 * self.difference:+5.1f} ({100 * self.low:+.1f} to {100 * self.high:+.1f}){part}; "
+            f"{self.n} questions, right in one alone {self.only_first} and {self.only_second}: {verdict}"
         )
 
 
@@ -109,7 +117,29 @@ def paired(first: Sequence[bool], second: Sequence[bool]) -> Difference:
     difference = b.score - a.score
     low = difference - side(b.score - b.low, a.high - a.score)
     high = difference + side(b.high - b.score, a.score - a.low)
-    return Difference(n, a.correct, b.correct, only_first, only_second, difference, low, high)
+    ratio = _ratio(both, only_first, only_second)
+    return Difference(
+        n, a.correct, b.correct, only_first, only_second, difference, low, high, ratio
+    )
+
+
+def _ratio(both: int, only_first: int, only_second: int) -> tuple[float, float, float] | None:
+    """The second's score by the first's, and its 95 % interval; None for a first without any.
+
+    Bonett and Price 2006 (Statistics in Medicine 25, 3039-3047), hybrid of Wilson's intervals: of the
+    questions that anyone had right, with a quantile that makes the two together as wide as the ratio.
+    """
+    n, first, second = both + only_first + only_second, both + only_first, both + only_second
+    if not first:
+        return None
+
+    def spread(correct: int) -> float:
+        return math.sqrt((1 - (correct + 1) / (n + 2)) / (correct + 1))
+
+    joint = math.sqrt((only_first + only_second + 2) / ((first + 1) * (second + 1)))
+    z = joint / (spread(first) + spread(second)) * Z
+    a, b = wilson(first, n, z), wilson(second, n, z)
+    return second / first, b.low / a.high, b.high / a.low
 
 
 def compare(first: Path, second: Path, kinds: Sequence[str] = ()) -> list[Comparison]:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+Z = 1.959964  # normal quantile of a 95 % interval
+
 
 @dataclass(frozen=True)
 class Score:
@@ -20,7 +22,7 @@ class Score:
     n: int
 
 
-def wilson(correct: int, n: int, z: float = 1.959964) -> Score:
+def wilson(correct: int, n: int, z: float = Z) -> Score:
     """Wilson score interval (1927) of ``correct`` out of ``n``; raises ValueError for n = 0."""
     if n < 1:
         raise ValueError("a score needs at least one answer")
@@ -41,7 +43,7 @@ class Mean:
     n: int
 
 
-def mean_interval(values: Sequence[float], z: float = 1.959964) -> Mean:
+def mean_interval(values: Sequence[float], z: float = Z) -> Mean:
     """Mean and interval of at least one value; raises ValueError for none."""
     n = len(values)
     if n < 1:
