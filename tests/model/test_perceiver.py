@@ -62,9 +62,11 @@ def scaled(module: SAPerceiver, states: Tensor) -> Tensor:
 
 def by_hand(module: SAPerceiver, low_lM: Tensor, high_RCM: Tensor) -> tuple[Tensor, Tensor]:
     """Equations 1 and 2, one head and one score after the other."""
-    rows, columns, width = high_RCM.shape
+    rows, columns, _ = high_RCM.shape
+    width = len(module.query)
     e, side = width // module.heads, math.isqrt(len(low_lM))
-    states = torch.cat([low_lM, module.query[None]])
+    behind = low_lM.new_zeros(len(low_lM), width - low_lM.shape[1])
+    states = torch.cat([torch.cat([low_lM, behind], 1), module.query[None]])
     query, value = module.w_q(scaled(module, states)), module.w_kv(scaled(module, high_RCM))
     gathered = torch.zeros_like(states)
     for h in range(module.heads):
@@ -108,12 +110,15 @@ def test_every_head_reaches_a_patch_of_a_picture_of_four_tiles(heads: int) -> No
     assert bias.amax(-1).min() > 1  # SiLU lets through three quarters and more of it
 
 
+@pytest.mark.parametrize("width", [None, 14])
 @pytest.mark.parametrize("norms", [True, False])
 @pytest.mark.parametrize("positions", [True, False])
 @torch.no_grad()
-def test_the_equations(positions: bool, norms: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_equations(
+    positions: bool, norms: bool, width: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(1)
-    module = SAPerceiver(8, 2, positions, norms)
+    module = SAPerceiver(8, 2, positions, norms, width)
     for parameter in module.parameters():
         parameter.normal_(std=0.5)
     low, high = torch.randn(2, 4, 8), torch.randn(2, 5, 3, 8)
@@ -198,8 +203,25 @@ def test_each_patch_goes_to_where_it_lies() -> None:
 
 
 def test_heads_must_divide_the_width() -> None:
-    with pytest.raises(ValueError, match="heads 3 do not divide the tower's width 8"):
+    with pytest.raises(ValueError, match="heads 3 do not divide the width 8"):
         SAPerceiver(8, 3)
+    with pytest.raises(ValueError, match="width 6 is less than the tower's, 8"):
+        SAPerceiver(8, 2, width=6)
+
+
+@torch.no_grad()
+def test_a_wider_part_starts_as_the_snapshot_with_room_behind_it() -> None:
+    module = SAPerceiver(8, 2, width=12)
+    module.init_weights()
+    low = torch.randn(2, 4, 8)
+    tokens, whole = module(low, torch.randn(2, 5, 3, 8))
+    assert torch.equal(tokens, F.pad(low, (0, 4))) and whole.shape == (2, 12)
+
+
+def test_the_width_is_of_the_connector_too_and_of_nothing_else_without_a_perceiver() -> None:
+    assert part(width=24).connector[0].in_features == 24
+    narrow = part().connector[0].in_features
+    assert part(width=24, tokens="snapshot").connector[0].in_features == narrow
 
 
 # ----------------------------------------------------------------------------------- the whole part

@@ -139,6 +139,7 @@ def test_the_recipes_processor_is_told_how_many(tiny: Tiny, tower: Path, tokens:
     [
         ({"patch_size": 8}, "model.vision.patch_size: 8 here but 4 in"),
         ({"heads": 5}, "model.vision.heads: 5 do not divide the width of"),
+        ({"width": 4}, "model.vision.width: 4 is less than the width of"),
         ({"layer": 9}, "model.vision.layer"),
     ],
 )

@@ -51,6 +51,7 @@ class Perceiver(VisionTower):
         positions: whether where a patch lies decides what gathers it (``SAPerceiver``).
         norms: whether attention reads states at one scale (``SAPerceiver``).
         connector_hidden_size: as of ``VisionTower``.
+        width: d, of the states in the SA-Perceiver; None: M.
 
     Raises:
         ValueError: a setting is out of range or does not fit the tower.
@@ -71,10 +72,12 @@ class Perceiver(VisionTower):
         positions: bool = True,
         norms: bool = True,
         connector_hidden_size: int | None = None,
+        width: int | None = None,
     ) -> None:
         super().__init__(
             hidden_size, tower, patch_size, layer, image_mean, image_std,
             connector_hidden_size=connector_hidden_size,
+            width=width if tokens == "compressed" else None,
         )  # fmt: skip
         if tokens not in TOKENS:
             raise ValueError(f'tokens "{tokens}" is none of {", ".join(TOKENS)}')
@@ -88,7 +91,7 @@ class Perceiver(VisionTower):
         self.side = tile_side(self.reader.model.config)
         self.vision_tokens = vision_tokens(self.side, tokens, max_tiles)
         if tokens == "compressed":
-            self.perceiver = SAPerceiver(self.reader.width, heads, positions, norms)
+            self.perceiver = SAPerceiver(self.reader.width, heads, positions, norms, width)
         if tokens == "all":
             self.newline = nn.Parameter(torch.empty(hidden_size))
 
@@ -219,25 +222,36 @@ class SAPerceiver(nn.Module):
     weigh, so the sum is taken per patch that a token stands for: a picture of many tiles moves X as far.
 
     Args:
-        width: M, of the states.
-        heads: must divide it.
+        states: M, width of the tower's states.
+        heads: must divide d.
         positions: whether there is B.
         norms: whether there are N and r.
+        width: d, of X; None: M. A wider X begins with V_Lo and has room behind it: what several patches
+            hold is more than one state does.
 
     Raises:
-        ValueError: the heads do not divide the width.
+        ValueError: the width is less than the states', or the heads do not divide it.
     """
 
     def __init__(
-        self, width: int, heads: int = 1, positions: bool = True, norms: bool = True
+        self,
+        states: int,
+        heads: int = 1,
+        positions: bool = True,
+        norms: bool = True,
+        width: int | None = None,
     ) -> None:
         super().__init__()
+        width = width or states
+        if width < states:
+            raise ValueError(f"width {width} is less than the tower's, {states}")
         if heads < 1 or width % heads:
-            raise ValueError(f"heads {heads} do not divide the tower's width {width}")
+            raise ValueError(f"heads {heads} do not divide the width {width}")
         self.heads, self.positions, self.norms = heads, positions, norms
+        self.room = width - states
         self.query = nn.Parameter(torch.empty(width))
         self.w_q = nn.Linear(width, width, bias=False)
-        self.w_kv = nn.Linear(width, width, bias=False)
+        self.w_kv = nn.Linear(states, width, bias=False)
         self.w_o1 = nn.Linear(width, width, bias=False)
         self.w_k = nn.Linear(width, width, bias=False)
         self.w_o2 = nn.Linear(width, width, bias=False)
@@ -276,12 +290,14 @@ class SAPerceiver(nn.Module):
             high_GRCM: states of the same pictures' patches, R rows and C columns.
 
         Returns:
-            V [G, l, M] and P [G, M].
+            V [G, l, d] and P [G, d].
         """
+        scale = low_GlM.square().mean((1, 2), keepdim=True).sqrt()
+        low_GlM = F.pad(low_GlM, (0, self.room))
         states = torch.cat([low_GlM, self.query.expand(len(low_GlM), 1, -1).to(low_GlM.dtype)], 1)
         gathered = self.w_o1(self._gather(self._scaled(states), self._scaled(high_GRCM)))
         if self.norms:
-            gathered = gathered * low_GlM.square().mean((1, 2), keepdim=True).sqrt()
+            gathered = gathered * scale
         states = states + gathered
         read = self._scaled(states)
         query = self._split(read)

@@ -169,6 +169,7 @@ class VisionTower(nn.Module):
         image_mean, image_std: per channel, of pixels in [0, 1].
         final_norm: read the state through the norm that the tower ends in.
         connector_hidden_size: units between the connector's layers; D where it is None, as LLaVA's.
+        width: of what the connector reads; None: the tower's.
 
     Raises:
         ValueError: the tower has no such layer.
@@ -184,6 +185,7 @@ class VisionTower(nn.Module):
         image_std: Sequence[float] = CLIP_STD,
         final_norm: bool = False,
         connector_hidden_size: int | None = None,
+        width: int | None = None,
     ) -> None:
         super().__init__()
         self.patch_size, self.final_norm = patch_size, final_norm
@@ -197,7 +199,9 @@ class VisionTower(nn.Module):
         self.layer = layer % states
         between = connector_hidden_size or hidden_size
         self.connector = nn.Sequential(
-            nn.Linear(self.reader.width, between), nn.GELU(), nn.Linear(between, hidden_size)
+            nn.Linear(width or self.reader.width, between),
+            nn.GELU(),
+            nn.Linear(between, hidden_size),
         )
 
     def init_weights(self) -> None:

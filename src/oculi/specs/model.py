@@ -79,6 +79,9 @@ class PerceiverSpec(_HasTower):
     connector_hidden_size: Count | None = Field(
         None, description="units between the connector's layers; null: the LLM's width, as LLaVA's"
     )
+    width: Count | None = Field(
+        None, description="of the SA-Perceiver's states, where more than the tower's is wanted"
+    )
 
 
 VisionSpec = Annotated[PatchEmbedSpec | TowerSpec | PerceiverSpec, Field(discriminator="kind")]

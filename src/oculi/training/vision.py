@@ -136,11 +136,14 @@ def check_perceiver(spec: PerceiverSpec, tower: Mapping[str, Any]) -> None:
             f"model.vision.patch_size: {spec.patch_size} here but {tower['patch_size']} in "
             f"{spec.init_from}: a perceiver takes its tower's"
         )
-    if tower["hidden_size"] % spec.heads:
+    width = spec.width or tower["hidden_size"]
+    if width < tower["hidden_size"]:
         raise RecipeError(
-            f"model.vision.heads: {spec.heads} do not divide the width of {spec.init_from}, "
+            f"model.vision.width: {width} is less than the width of {spec.init_from}, "
             f"{tower['hidden_size']}"
         )
+    if width % spec.heads:
+        raise RecipeError(f"model.vision.heads: {spec.heads} do not divide the width of {width}")
 
 
 def _common(spec: VisionSpec) -> dict[str, Any]:
