@@ -18,8 +18,7 @@ from oculi.export.load import load_exported
 from oculi.export.merge import merge_run
 from oculi.recipe import Recipe, validate
 from oculi.training import checkpoint as ckpt
-from oculi.training import loop
-from oculi.training import run as training
+from oculi.training import loop, results
 from oculi.training.run import train
 
 MOVED = "embeddings.class_embedding"
@@ -168,14 +167,14 @@ def test_what_is_evaluated_is_what_is_exported(
     data["stages"] = data["stages"][:1]
     ids = torch.arange(200)[None] % 300
     seen: list[torch.Tensor] = []
-    real = training.evaluate
+    real = results.evaluate
 
     def evaluate(model: Any, *arguments: Any, **settings: Any) -> Any:
         with torch.no_grad():
             seen.append(model.eval()(input_ids=ids).logits)
         return real(model, *arguments, **settings)
 
-    monkeypatch.setattr(training, "evaluate", evaluate)
+    monkeypatch.setattr(results, "evaluate", evaluate)
     run = train(validate(data, "test"), tmp_path / "run", quiet=True)
     model, _ = load_exported(run / "stages" / "0-pretrain")
     with torch.no_grad():

@@ -28,6 +28,7 @@ from oculi.bench.kills_world import KEPT, outcome
 from oculi.recipe import Recipe
 from oculi.training import checkpoint as ckpt
 from oculi.training import log as run_log
+from oculi.training import results
 from oculi.training import run as run_module
 
 Mode = Literal["clean", "torn", "rot"]
@@ -221,6 +222,6 @@ def quiet_libraries() -> Iterator[None]:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with (
         patch.object(run_log, "_tensorboard", lambda run: None),
-        patch.object(run_module, "write_report", lambda run: run),
+        patch.object(results, "write_report", lambda run: run),
     ):
         yield
