@@ -203,7 +203,8 @@ def prepare(
         int | None, typer.Option(min=1, help="leave out rows of more tokens")
     ] = None,
     min_edge: Annotated[
-        int | None, typer.Option(min=1, help="leave out pictures whose longer edge is shorter")
+        int | None,
+        typer.Option(min=1, help="leave out rows with a picture whose longer edge is shorter"),
     ] = None,
     phrasings: Annotated[str | None, typer.Option(help="questions for captions")] = None,
     phrasings_seed: Annotated[int, typer.Option(min=0, help="who gets which question")] = 0,

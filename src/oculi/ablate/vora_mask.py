@@ -31,8 +31,8 @@ mask = Ablation(
     notes=(
         *NOTES,
         "Without an image in front of it text has the same mask in both rows: what can differ is what "
-        "LoRA has made of the LLM. Both are beside the causal row, not beside the LLM before training; "
-        "what pictures alone cost it is vora-mixture's question.",
+        "LoRA has made of the LLM. The claims set one row beside the other, not beside the LLM before "
+        "training; what pictures alone cost it is vora-mixture's question.",
         "What the mask does to seeing is in vora-table2 and vora-fig5, from the same runs.",
     ),
 )  # fmt: skip

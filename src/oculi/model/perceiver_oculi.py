@@ -9,8 +9,9 @@ The LLM reads l tokens, the snapshot's, whatever the size of the picture. Two se
 are what it is compared with: the snapshot alone, and LLaVA-NeXT's way, in which the tiles' tokens go to
 the LLM as well (https://llava-vl.github.io/blog/2024-01-30-llava-next).
 
-Shapes: P patches of all images, N images, D the LLM's width, M the tower's; l = side**2 tokens of a
-snapshot or tile, n patches of a picture at its size; G pictures of one size, H heads, E = M / H.
+Shapes: P patches of all images, N images, D the LLM's width, M the tower's, d the SA-Perceiver's (M
+unless said); l = side**2 tokens of a snapshot or tile, n patches of a picture at its size; G pictures of
+one size, H heads, E = d / H.
 """
 
 import math
@@ -47,7 +48,7 @@ class Perceiver(VisionTower):
             those of the padding, a learnt token behind each row.
         max_tiles: a picture of more is scaled down until it has at most so many.
         tiles_at_once: tiles that go through the tower together.
-        heads: of both attentions; must divide M.
+        heads: of both attentions; must divide d.
         positions: whether where a patch lies decides what gathers it (``SAPerceiver``).
         norms: whether attention reads states at one scale (``SAPerceiver``).
         connector_hidden_size: as of ``VisionTower``.
@@ -189,7 +190,7 @@ class Perceiver(VisionTower):
         return self.reader.encode(pixels_K3HW, (self.side, self.side), self.layer)
 
     def _gather(self, low_NlM: Tensor, high: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """The SA-Perceiver over all pictures, those of one size together: [N, l, M] and [N, M]."""
+        """The SA-Perceiver over all pictures, those of one size together: [N, l, d] and [N, d]."""
         dtype = self.perceiver.query.dtype
         groups: dict[tuple[int, ...], list[int]] = {}
         for i, states in enumerate(high):
@@ -313,7 +314,7 @@ class SAPerceiver(nn.Module):
         return states_GTM.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [G, H, T, E]
 
     def _gather(self, states_GTM: Tensor, high_GRCM: Tensor) -> Tensor:
-        """What the tokens take of the patches [G, T, M]: a plain sum, so some rows at a time."""
+        """What the tokens take of the patches [G, T, d]: a plain sum, so some rows at a time."""
         rows, columns = high_GRCM.shape[1:3]
         query = self._split(self.w_q(states_GTM))
         step = max(1, KEYS // columns)
