@@ -95,7 +95,19 @@ def prepare(
     Raises:
         DataError: a file cannot be read, no row can be used, or `out` is taken.
     """
-    plan = _plan(paths, processor, image_root, form, tag, max_length, min_edge, phrasings)
+    if form is not None:
+        find_form(form)
+    plan = Plan(
+        form=form,
+        tag=tag,
+        image_root=None if image_root is None else os.path.abspath(image_root),
+        max_length=max_length,
+        min_edge=min_edge,
+        phrasings=phrasings.texts if phrasings else None,
+        phrasings_seed=phrasings.seed if phrasings else 0,
+        processor=processor_fingerprint(processor),
+        files=_files(paths, image_root),
+    )
     _check_place(out, plan)
     out.mkdir(parents=True, exist_ok=True)
     with _lock(out):
@@ -111,18 +123,7 @@ def prepare(
     return out / REPORT
 
 
-def _plan(
-    paths: Iterable[Path],
-    processor: OculiProcessor,
-    image_root: Path | None,
-    form: str | None,
-    tag: str | None,
-    max_length: int | None,
-    min_edge: int | None,
-    phrasings: Phrasings | None,
-) -> Plan:
-    if form is not None:
-        find_form(form)
+def _files(paths: Iterable[Path], image_root: Path | None) -> tuple[SourceFile, ...]:
     files = []
     for path in paths:
         for file in find_files(Path(path)):
@@ -131,17 +132,7 @@ def _plan(
             container.close()
     if not files:
         raise DataError("there are no files to prepare")
-    return Plan(
-        form=form,
-        tag=tag,
-        image_root=None if image_root is None else os.path.abspath(image_root),
-        max_length=max_length,
-        min_edge=min_edge,
-        phrasings=phrasings.texts if phrasings else None,
-        phrasings_seed=phrasings.seed if phrasings else 0,
-        processor=processor_fingerprint(processor),
-        files=tuple(files),
-    )
+    return tuple(files)
 
 
 def _check_place(out: Path, plan: Plan) -> None:
