@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -24,6 +24,7 @@ from oculi.training.module import TrainModule
 from oculi.training.monitor import Monitor
 from oculi.training.optim import Optimizers, lr_factor, set_rates
 from oculi.training.parallel import whole
+from oculi.training.precision import autocast
 from oculi.training.ranks import ALONE, Ranks
 from oculi.training.signals import Interrupt, Stopper
 
@@ -180,13 +181,6 @@ def seed_step(seed: int, step: int, rank: int = 0) -> None:
     """
     words = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)
     torch.manual_seed(int(words[0] >> np.uint64(1)))
-
-
-def autocast(stage: Stage, device: torch.device) -> AbstractContextManager[object]:
-    """bf16 autocast where the stage asks for it; parameters stay float32."""
-    if stage.precision == "bfloat16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
 
 
 def run_stage(

@@ -40,6 +40,7 @@ from oculi.training.module import TrainModule, canonical_parameters, freeze, lea
 from oculi.training.monitor import Monitor
 from oculi.training.optim import make_optimizer
 from oculi.training.parallel import part_of, split, whole_on_cpu
+from oculi.training.precision import advice
 from oculi.training.preflight import check_stages
 from oculi.training.ranks import ALONE, ElsewhereError, Ranks, ranks_of_launcher
 from oculi.training.results import Reports, score_stage
@@ -207,6 +208,8 @@ class Run:
         freeze(module, rates)
         self._restore(module)
         self.log.say(_summary(number, stage, module))
+        if self.ranks.first and (line := advice(stage, number, self.device)):
+            self.log.say(line)
         split(module, self.ranks, self.recipe.shard, DTYPES[stage.precision])
         module.place(self.device, DTYPES[stage.precision], stage.compile)
         tensors = canonical_parameters(module)

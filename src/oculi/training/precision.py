@@ -1,0 +1,54 @@
+"""The numbers that a stage computes in, and whether this machine does so at speed."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from oculi.recipe import Stage
+
+_SIDE = 512  # of the products that are timed: a millisecond or a few
+_SLOWER = 1.5  # what two timings of the same thing may differ by is less
+
+
+def autocast(stage: Stage, device: torch.device) -> AbstractContextManager[object]:
+    """bf16 autocast where the stage asks for it; parameters stay float32."""
+    if stage.precision == "bfloat16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def advice(stage: Stage, number: int, device: torch.device) -> str | None:
+    """A line for a machine without bf16 instructions, where the stage would be faster in float32.
+
+    Many processors have none (x86 without AVX512-BF16 or AMX, GPUs before Ampere) and compute bf16 in
+    software. A CPU is timed, as no list of them stays complete; it takes a third of a second at most.
+    """
+    if stage.precision != "bfloat16":
+        return None
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return None
+        cost = "in software"
+    else:
+        times = _product_seconds(torch.bfloat16) / _product_seconds(torch.float32)
+        if times < _SLOWER:
+            return None
+        cost = f"in {times:.1f} times the time of float32"
+    return (
+        f"this {device.type.upper()} multiplies in bfloat16 {cost}: with "
+        f"stages.{number}.precision=float32 the stage is faster (and its numbers differ a little)"
+    )
+
+
+def _product_seconds(dtype: torch.dtype) -> float:
+    """The least of a few: what else runs here only adds."""
+    matrix = torch.ones(_SIDE, _SIDE, dtype=dtype)
+    seconds = []
+    for _ in range(4):  # the first one makes the kernel
+        begun = time.perf_counter()
+        matrix @ matrix
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds)
