@@ -381,6 +381,42 @@ def test_flags_replace_what_they_name(tmp_path: Path) -> None:
         apply_flags(recipe, data=[tmp_path / "none.json"])
 
 
+def test_a_stage_has_files_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captions and texts for pre-training, conversations for fine-tuning, as the papers have them."""
+    monkeypatch.chdir(tmp_path)
+    recipe = BUILTIN["vora"]()
+    for name in ("captions.json", "text.json", "talks.json", "finetune=odd.json"):
+        Path(name).write_text("[]")
+
+    def files(*data: str) -> list[list[str]]:
+        changed = apply_flags(recipe, data=data)
+        shown = [spec.task for spec in changed.evals]
+        assert sorted(shown) == sorted({source.path for s in changed.stages for source in s.data})
+        return [[source.path for source in stage.data] for stage in changed.stages]
+
+    both = ("pretrain=captions.json", "pretrain=text.json")
+    assert files(*both, "finetune=talks.json") == [["captions.json", "text.json"], ["talks.json"]]
+    # One without a stage is for those that have none of their own.
+    assert files("pretrain=captions.json", "talks.json") == [["captions.json"], ["talks.json"]]
+    assert files("finetune=odd.json") == [["finetune=odd.json"]] * 2  # a file's name as it is
+    own = apply_flags(recipe, data=["finetune=talks.json"]).stages
+    assert own[0] == recipe.stages[0] and own[1].data == (FileSource(path="talks.json"),)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("pretrain=none.json", "there is no data file none.json"),
+        ("pretrian=a.json", "there is no data file pretrian=a.json, nor is it one of a stage: pretrain"),
+        ("none.json", "there is no data file none.json"),
+    ],
+)
+def test_a_file_or_stage_that_is_not_there_is_named(given: str, message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        apply_flags(BUILTIN["vora"](), data=[given])
+    assert message in str(caught.value)
+
+
 def test_a_flag_names_the_codebook_of_every_stage_that_asks_for_codes() -> None:
     changed = apply_flags(BUILTIN["vlsa"](), vq="V")
     codes = [stage.cognition and stage.cognition.codes for stage in changed.stages]

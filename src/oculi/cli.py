@@ -59,8 +59,10 @@ def train(
     ] = None,
     vq: Annotated[str | None, typer.Option(help="folder or id of the VQ model of codes")] = None,
     data: Annotated[
-        list[Path] | None,
-        typer.Option(help="data file or prepared folder for every stage; repeatable"),
+        list[str] | None,
+        typer.Option(
+            help="data file or prepared folder for every stage, or STAGE=FILE for one; repeatable"
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="of the new weights and the order")] = None,
 ) -> None:

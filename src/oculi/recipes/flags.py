@@ -18,12 +18,13 @@ def apply_flags(
     llm: str | None = None,
     teacher: str | None = None,
     vq: str | None = None,
-    data: Sequence[Path] | None = None,
+    data: Sequence[str | Path] | None = None,
     seed: int | None = None,
 ) -> Recipe:
     """The recipe with the flags that were given.
 
-    ``data`` replaces the data of every stage, and the evaluations by a look at its first questions.
+    ``data`` replaces the data of every stage, and the evaluations by a look at its first questions. A
+    file as ``pretrain=captions.jsonl`` is for the stage of that name alone, which then has no others.
     ``teacher`` is the ViT: it replaces the teacher of every distillation and the start of the vision
     part, where that is the same ViT or where nothing is distilled, as in LLaVA. ``vq`` is the encoder
     whose codebook indices are asked for, in every stage that asks.
@@ -42,18 +43,36 @@ def apply_flags(
     if vq is not None:
         _replace_vq(content, vq, recipe.name)
     if data:
-        from oculi.data.kinds import is_prepared
-
-        for path in data:
-            if not (path.is_file() or is_prepared(path)):
-                raise DataError(f"there is no data file {path}")
-        sources = [FileSource(path=str(path)).model_dump(mode="json") for path in data]
-        for stage in content["stages"]:
-            stage["data"] = sources
-        # Answers on what was trained on: the report shows at a glance whether anything was learnt.
-        evals = [EvalSpec(task=str(path), limit=SHOWN_ANSWERS) for path in data]
-        content["evals"] = [spec.model_dump(mode="json") for spec in evals]
+        _replace_data(content, [str(given) for given in data])
     return validate(content, recipe.name)
+
+
+def _replace_data(content: dict[str, Any], given: Sequence[str]) -> None:
+    names = [stage["name"] for stage in content["stages"]]
+    of_stage: dict[str, list[str]] = {name: [] for name in names}
+    of_all: list[str] = []
+    for text in given:
+        name, _, path = text.partition("=")
+        if _is_data(text):
+            of_all.append(text)
+        elif name in of_stage and _is_data(path):
+            of_stage[name].append(path)
+        else:
+            whose = f", nor is it one of a stage: {', '.join(names)}" if "=" in text else ""
+            raise DataError(f"there is no data file {path if name in of_stage else text}{whose}")
+    for stage in content["stages"]:
+        if files := of_stage[stage["name"]] or of_all:
+            stage["data"] = [FileSource(path=path).model_dump(mode="json") for path in files]
+    # Answers on what was trained on: the report shows at a glance whether anything was learnt.
+    shown = dict.fromkeys([*of_all, *(path for files in of_stage.values() for path in files)])
+    evals = [EvalSpec(task=path, limit=SHOWN_ANSWERS) for path in shown]
+    content["evals"] = [spec.model_dump(mode="json") for spec in evals]
+
+
+def _is_data(path: str) -> bool:
+    from oculi.data.kinds import is_prepared
+
+    return Path(path).is_file() or is_prepared(Path(path))
 
 
 def _replace_teacher(content: dict[str, Any], teacher: str, name: str) -> None:
