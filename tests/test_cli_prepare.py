@@ -82,7 +82,7 @@ def test_mistakes_are_one_line(recipe: Path, tiny: Tiny, tmp_path: Path) -> None
         fails("data", "prepare", "none", "--recipe", recipe, *out): "No such file",
         fails("data", "prepare", "none*", "--recipe", recipe, *out): "no file matches",
         fails(*base, "--recipe", recipe, "--out", tmp_path): "is not empty",
-        fails("eval", tiny.llm, "--task", tmp_path): "neither a task nor a file",
+        fails("eval", tiny.llm, "--task", tmp_path / "no"): "neither a task nor a file",
     }
     for line, wanted in said.items():
         assert wanted in line

@@ -75,6 +75,14 @@ STANDS_FOR = {
     "http://localhost:8000/v1": "",  # of `folder`
     "examples/audio/recipe.py:vora_audio": str(ROOT / "examples/audio/recipe.py") + ":vora_audio",
 }
+DATA = (  # files of a user
+    "train.json",
+    "captions.json",
+    "text.json",
+    "videos.json",
+    "blip_laion_cc_sbu_558k.json",
+    "llava_v1_5_mix665k.json",
+)
 SKIPPED = (
     "oculi ablate",
     "oculi testbed build",
@@ -143,7 +151,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, served: str) -> Path
         talk = [{"from": role, "value": text} for role, text in turns]
         rows.append({"id": str(index), "image": f"{index}.png", "conversations": talk})
     monkeypatch.setitem(STANDS_FOR, "http://localhost:8000/v1", served)
-    (tmp_path / "train.json").write_text(json.dumps(rows))
+    for name in DATA:
+        (tmp_path / name).write_text(json.dumps(rows))
     (tmp_path / "test.json").write_text(json.dumps(rows[:3]))
     playroom.item(1, "test", 0).picture.load().save(tmp_path / "picture.png")
     data = (tmp_path / "picture.png").read_bytes()

@@ -403,11 +403,26 @@ def test_a_stage_has_files_of_its_own(tmp_path: Path, monkeypatch: pytest.Monkey
     assert own[0] == recipe.stages[0] and own[1].data == (FileSource(path="talks.json"),)
 
 
+def test_data_may_be_a_folder_or_a_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("many").mkdir()
+    Path("many/0.jsonl").write_text("{}\n")
+    recipe = BUILTIN["vora_tiny"]()
+    for data in ("many", "many/*.jsonl"):
+        changed = apply_flags(recipe, data=[data, f"finetune={data}"])
+        assert all(stage.data == (FileSource(path=data),) for stage in changed.stages)
+    with pytest.raises(DataError, match="there is no data file"):
+        apply_flags(recipe, data=["many/*.parquet"])
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ("pretrain=none.json", "there is no data file none.json"),
-        ("pretrian=a.json", "there is no data file pretrian=a.json, nor is it one of a stage: pretrain"),
+        (
+            "pretrian=a.json",
+            "there is no data file pretrian=a.json, nor is it one of a stage: pretrain",
+        ),
         ("none.json", "there is no data file none.json"),
     ],
 )
@@ -496,7 +511,9 @@ def test_the_other_two_of_vora_differ_from_it_where_the_paper_says() -> None:
     full, small, native = (BUILTIN[name]() for name in ("vora", "vora_8m", "vora_anyres"))
     assert small.model == native.model == full.model
     assert small.stages[0].steps * small.stages[0].batch == 8_000_000
-    assert small.stages[0].model_copy(update={"steps": full.stages[0].steps}) == full.stages[0]
+    changed = {"steps": full.stages[0].steps, "data": full.stages[0].data}
+    assert small.stages[0].model_copy(update=changed) == full.stages[0]
+    assert small.stages[0].data == full.stages[0].data[:1]  # captions, without the text
     assert small.stages[1] == full.stages[1] and native.stages[0] == full.stages[0]
     assert [native.images_of(n).mode for n in (0, 1)] == ["square", "native"]
     assert [full.images_of(n) for n in (0, 1)] == [full.model.images] * 2

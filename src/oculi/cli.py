@@ -61,7 +61,7 @@ def train(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="data file or prepared folder for every stage, or STAGE=FILE for one; repeatable"
+            help="file, folder or pattern for every stage, or STAGE=FILE for one; repeatable"
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="of the new weights and the order")] = None,

@@ -40,6 +40,21 @@ def test_a_blind_question_has_no_picture_and_the_same_words() -> None:
     assert [m.role for m in blind] == [m.role for m in second.messages]
 
 
+def test_a_folder_or_a_pattern_is_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("many").mkdir()
+    for name, answers in (("a", ("1", "2")), ("b", ("3",))):
+        rows = [
+            {"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": x}]}
+            for x in answers
+        ]
+        Path(f"many/{name}.json").write_text(json.dumps(rows))
+    for data, title in (("many", "many"), ("many/*.json", "_"), ("many/[ab].json", "_ab_")):
+        task = open_task(data)
+        assert [q.answer for q in task.load(None)] == ["1", "2", "3"]
+        assert task.name == title  # of the folder with the answers
+
+
 @pytest.mark.parametrize(
     "name", ["playroom:1", "playroom:2", "playroom:1:pairs", "playroom:2:pairs"]
 )

@@ -87,6 +87,16 @@ def is_prepared(path: Path) -> bool:
     return (path / PREPARED).is_file()
 
 
+def is_data(path: Path) -> bool:
+    """Whether data may be read from a path: a file or folder that is there, or a pattern that matches.
+
+    For where a name of something else may stand too. What is wrong with it `find_files` says.
+    """
+    if path.exists():
+        return True
+    return bool(_PATTERN.search(str(path))) and any(glob.iglob(str(path), recursive=True))
+
+
 def find_files(path: Path) -> list[Path]:
     """The files that a path means, sorted by name; a folder of pictures is one of them itself.
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from oculi.data.kinds import is_prepared
+from oculi.data.kinds import is_data
 from oculi.data.sample import Message, Sample
 from oculi.data.source import PlayroomRows, open_source
 from oculi.errors import DataError, nearest
@@ -25,22 +25,22 @@ def open_task(name: str, image_root: str | None = None) -> Task:
     ``playroom:LEVEL`` are held-out scenes, ``playroom:LEVEL:pairs`` scenes with colour-shape pairs
     that no training picture holds, where the level has such; ``@WIDTHxHEIGHT`` behind either has the
     same scenes drawn at that size, in pixels. ``mme:PATH`` is MME (``eval/mme.py``); ``pixels:TASK``
-    and ``codes:TASK`` ask about the colours and codes of a task's pictures. Anything else is a data file
-    or a folder of prepared data.
+    and ``codes:TASK`` ask about the colours and codes of a task's pictures. Anything else is data: a
+    file, a pattern, a folder of files or of prepared data.
 
     Raises:
         DataError: there is no such task or file, or a row of it is bad.
         CheckpointError: the codebook of ``codes`` is none.
     """
     path = Path(name)
-    is_data = path.is_file() or is_prepared(path)
-    if not is_data and name.partition(":")[0] in KINDS:
+    there = is_data(path)
+    if not there and name.partition(":")[0] in KINDS:
         return open_cognition(name, lambda inner: open_task(inner, image_root))
-    if name.startswith("playroom") and not is_data:
+    if name.startswith("playroom") and not there:
         return _playroom(name)
-    if name.startswith(mme.PREFIX) and not is_data:
+    if name.startswith(mme.PREFIX) and not there:
         return _mme(name, image_root)
-    if not is_data:
+    if not there:
         known = [*_playroom_tasks(), f"{mme.PREFIX}PATH"]
         raise DataError(
             f'"{name}" is neither a task nor a file{nearest(name, known)}; '
@@ -56,7 +56,7 @@ def open_task(name: str, image_root: str | None = None) -> Task:
                 return found[:limit]
         return found
 
-    return Task(path.stem, load)
+    return Task(re.sub(r"[*?[\]]+", "_", path.stem), load)  # of a pattern
 
 
 def _mme(name: str, image_root: str | None) -> Task:

@@ -2,7 +2,7 @@
 
     oculi train aurora_reconstruct --llm Qwen/Qwen2.5-1.5B --teacher DIR --data captions.jsonl --out RUN
     oculi train aurora_reconstruct_tiny --out RUN
-    oculi train aurora_video --llm Qwen/Qwen2.5-1.5B --teacher DIR --data videos.jsonl --out RUN
+    oculi train aurora_video --llm Qwen/Qwen2.5-1.5B --teacher DIR --data video=videos.json --out RUN
 
 The third of that section, more compression, is ``aurora_16`` in ``aurora.py``. The paper describes both
 in a sentence or two, so all but the idea is ours; nothing was trained at full size. docs/aurora.md.

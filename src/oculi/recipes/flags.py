@@ -30,7 +30,7 @@ def apply_flags(
     whose codebook indices are asked for, in every stage that asks.
 
     Raises:
-        DataError: a data file or prepared folder does not exist.
+        DataError: there is no such file or folder, and nothing matches the pattern.
         RecipeError: there is a teacher, but the recipe has no ViT; or a VQ encoder, and no stage asks.
     """
     content: dict[str, Any] = recipe.model_dump(mode="json")
@@ -48,14 +48,16 @@ def apply_flags(
 
 
 def _replace_data(content: dict[str, Any], given: Sequence[str]) -> None:
+    from oculi.data.kinds import is_data
+
     names = [stage["name"] for stage in content["stages"]]
     of_stage: dict[str, list[str]] = {name: [] for name in names}
     of_all: list[str] = []
     for text in given:
         name, _, path = text.partition("=")
-        if _is_data(text):
+        if is_data(Path(text)):
             of_all.append(text)
-        elif name in of_stage and _is_data(path):
+        elif name in of_stage and is_data(Path(path)):
             of_stage[name].append(path)
         else:
             whose = f", nor is it one of a stage: {', '.join(names)}" if "=" in text else ""
@@ -67,12 +69,6 @@ def _replace_data(content: dict[str, Any], given: Sequence[str]) -> None:
     shown = dict.fromkeys([*of_all, *(path for files in of_stage.values() for path in files)])
     evals = [EvalSpec(task=path, limit=SHOWN_ANSWERS) for path in shown]
     content["evals"] = [spec.model_dump(mode="json") for spec in evals]
-
-
-def _is_data(path: str) -> bool:
-    from oculi.data.kinds import is_prepared
-
-    return Path(path).is_file() or is_prepared(Path(path))
 
 
 def _replace_teacher(content: dict[str, Any], teacher: str, name: str) -> None:

@@ -1,6 +1,7 @@
 """LLaVA: a vision tower and a two-layer MLP in front of the LLM, the baseline of all our papers.
 
-    oculi train llava --llm DIR --teacher DIR --data llava_v1_5_mix665k.json --out RUN
+    oculi train llava --llm DIR --teacher DIR --data pretrain=blip_laion_cc_sbu_558k.json
+        --data finetune=llava_v1_5_mix665k.json --out RUN
 
 LLaVA-1.5 (arXiv 2310.03744, section 3.3 and table 9): the MLP alone on 558K captions at 1e-3, batch 256;
 then MLP and LLM on 665K conversations at 2e-5, batch 128; both with 3 % warm-up and cosine decay, the

@@ -1,6 +1,7 @@
 """VLSA (*Rethinking Modality Alignment in Multi Modal Large Language Models*).
 
-    oculi train vlsa --llm DIR --teacher DIR --vq DIR --data llava_next_790k.json --out RUN
+    oculi train vlsa --llm DIR --teacher DIR --vq DIR --data align=blip_laion_cc_sbu_558k.json
+        --data read=llavar_422k.json --data finetune=llava_next_790k.json --out RUN
 
 Section 4.1: LLaVA-NeXT with Llama-3-8B-Instruct and CLIP ViT-L/14-336; tiles and a snapshot, 576 tokens
 for a picture of any size; reconstruction through Stable Diffusion 3-medium. Three stages: 558K captions

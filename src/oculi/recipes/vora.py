@@ -1,6 +1,7 @@
 """VoRA, Vision as LoRA (arXiv 2503.20680), at the paper's scale.
 
-    oculi train vora --llm Qwen/Qwen2.5-7B-Instruct --teacher DIR --data captions.jsonl --out RUN
+    oculi train vora --llm Qwen/Qwen2.5-7B-Instruct --teacher DIR --data pretrain=captions.json
+        --data pretrain=text.json --data finetune=llava_v1_5_mix665k.json --out RUN
 
 Section 5.1: Qwen2.5-7B-Instruct and AIMv2-Huge-448; pre-training at 2e-4, constant after 100 steps,
 batch 256, over 30.4M image-caption pairs mixed with 6.4M text samples; then LoRA is merged and the
@@ -26,13 +27,14 @@ TEACHER = "apple/aimv2-huge-patch14-448"
 PRETRAINING_SAMPLES = 30_400_000 + 6_400_000
 ABLATION_SAMPLES = 8_000_000
 FINETUNING_SAMPLES = 665_000
+CAPTIONS = FileSource(path="data/captions.json")
 
 
 def vora() -> Recipe:
     """The configuration of section 5.1; the default of the ablations in table 2."""
     pretrain = Stage(
         name="pretrain",
-        data=(FileSource(path="data/pretrain.jsonl"),),
+        data=(CAPTIONS, FileSource(path="data/text.json")),  # drawn from as 30.4 : 6.4
         steps=PRETRAINING_SAMPLES // 256,
         batch=256,
         length=2048,
@@ -78,7 +80,8 @@ def vora() -> Recipe:
 def vora_8m() -> Recipe:
     """The set-up of the ablations (section 5.2, figures 5 to 7, table 2).
 
-    oculi train vora_8m --llm Qwen/Qwen2.5-7B-Instruct --teacher DIR --data captions.jsonl --out RUN
+    oculi train vora_8m --llm Qwen/Qwen2.5-7B-Instruct --teacher DIR --data pretrain=captions.json
+        --data finetune=llava_v1_5_mix665k.json --out RUN
 
     8M image-caption pairs, a subset of the 29M: 31,250 steps, at least 5.8 days of one H200, which is
     arithmetic. The rows of table 2 are overrides of it; this one, the last, has 55.6 on average over
@@ -86,7 +89,7 @@ def vora_8m() -> Recipe:
     """
     full = vora()
     pretrain, finetune = full.stages
-    pretrain = pretrain.model_copy(update={"steps": ABLATION_SAMPLES // 256})
+    pretrain = pretrain.model_copy(update={"data": (CAPTIONS,), "steps": ABLATION_SAMPLES // 256})
     return full.model_copy(
         update={
             "name": "vora_8m",
@@ -99,7 +102,8 @@ def vora_8m() -> Recipe:
 def vora_anyres() -> Recipe:
     """VoRA-AnyRes (section 5.1): the fixed resolution in pre-training, the native one in fine-tuning.
 
-    oculi train vora_anyres --llm Qwen/Qwen2.5-7B-Instruct --teacher DIR --data train.json --out RUN
+    oculi train vora_anyres --llm Qwen/Qwen2.5-7B-Instruct --teacher DIR --data pretrain=captions.json
+        --data pretrain=text.json --data finetune=llava_v1_5_mix665k.json --out RUN
 
     The paper gives no limit for a picture's tokens; here it is 2,304, a square of 672 pixels, and a
     position outside of the teacher's table of 32 x 32 is interpolated.
