@@ -1,5 +1,6 @@
 """Lengths before training: exact, without decoding, kept, and refused when too long."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -132,6 +133,33 @@ def test_few_unreadable_pictures_are_left_to_training(
     (tmp_path / "rows" / "8.png").unlink()
     with pytest.raises(DataError, match=r"4\.png.* is empty .*\(and 1 more, over 1% of all\)"):
         check_lengths([source], make_processor(max_patches=3), 999, tmp_path / "index")
+
+
+REFUSING = {
+    "refuses": "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}",
+    "drops": "{% set messages = messages | rejectattr('role', 'eq', 'system') | list %}",
+}
+
+
+@pytest.mark.parametrize("how", REFUSING)
+def test_a_conversation_that_the_template_refuses_has_no_length(
+    how: str, make_processor: Callable[..., Any], make_tokenizer: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The first row of 120 has a system turn: under 1 %; of 60 it is over it, and named."""
+    path = tmp_path / "rows.jsonl"
+    lines = [{"instruction": f"q{i}", "output": "a"} for i in range(120)]
+    lines[0]["system"] = "Be brief."
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = REFUSING[how] + tokenizer.chat_template
+    processor = make_processor(tokenizer)
+    lengths = measure(open_source(FileSource(path=str(path))), processor)
+    assert np.flatnonzero(lengths == 0).tolist() == [0]
+    with pytest.raises(
+        DataError, match=rf"rows\.jsonl:1: .*template {how}.* system, user"
+    ) as caught:
+        measure(open_source(FileSource(path=str(path), limit=60)), processor)
+    assert "\n" not in str(caught.value)
 
 
 def test_playroom_needs_no_pass(make_processor: Callable[..., Any], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from oculi.batch import Batch
 from oculi.data.branches import branch_positions, encode_branches
 from oculi.data.feeding import make_loader
 from oculi.data.loader import Steps, collate, encode_sample
+from oculi.data.sample import Message
 from oculi.data.source import open_source
 from oculi.data.turns import side_by_side
 from oculi.errors import DataError
@@ -281,6 +282,29 @@ def test_a_damaged_picture_is_left_out_and_named(
         assert bad.source.endswith("rows.json:1") or "rows.json" in bad.source
         ids = [name for batch in loaded.batches for name in batch.sample_ids]
         assert sorted(ids) == [f"row-{i}" for i in range(1, 8)]
+
+
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_conversation_that_the_template_refuses_is_left_out_and_named(
+    make_processor: Callable[..., Any],
+    make_tokenizer: Callable[..., Any],
+    ranks: int,
+    separate: bool,
+) -> None:
+    tokenizer = make_tokenizer()
+    refusal = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    )
+    tokenizer.chat_template = refusal + tokenizer.chat_template
+    told = mixture()[0]
+    messages = (Message("system", ("Be brief.",)), *told.messages)
+    source = [replace(told, id="told", messages=messages, separate=separate), *mixture()[1:]]
+    made = steps(make_processor(tokenizer), source, batch=6, ranks=ranks)
+    loaded = made.load(0)
+    (bad,) = loaded.bad
+    assert (bad.id, bad.source) == ("told", "made:one") and "no system" in bad.reason
+    assert all("told" not in part.sample_ids for part in loaded.batches)
 
 
 def test_a_step_may_be_bad_altogether(processor: Any) -> None:

@@ -228,6 +228,18 @@ def test_a_template_that_loses_content_is_refused(make_tokenizer: Any, template:
         chat.encode([("system", ["a"]), ("user", ["b"])])
 
 
+def test_a_template_that_refuses_a_conversation_says_why(make_tokenizer: Any) -> None:
+    """As Gemma 2's does; a template with a mistake in it refuses every conversation."""
+    refusing = "{{ raise_exception('System role not supported') }}"
+    for template, why in (
+        (refusing, "System role not supported"),
+        ("{{ nothing.at.all }}", "nothing"),
+    ):
+        chat = ChatEncoder(make_tokenizer(chat_template=template), IMAGE)
+        with pytest.raises(ValueError, match=f"the roles system, user.*{why}"):
+            chat.encode([("system", ["a"]), ("user", ["b"])])
+
+
 def test_a_new_template_is_used_at_once(chat: ChatEncoder) -> None:
     messages = [("user", ["a"])]
     before = chat.encode(messages)[0]

@@ -1,7 +1,8 @@
 """What Parquet and Arrow files share: rows out of columns, a block at a time.
 
 A block is a part of a row group (Parquet) or a record batch (Arrow). The last ones are kept, some
-row groups' worth, so that reading in order decodes each once; nothing ever holds a whole file.
+row groups' worth of all files together, so that reading in order decodes each once; nothing ever
+holds a whole file.
 pyarrow says what it finds wrong in its own words, which change and may hold bytes of the file;
 here a damaged block has one reason. Arrow's own rule for files of strangers is kept: every block
 is validated in full before a value is looked at.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import os
 import threading
 from abc import abstractmethod
+from bisect import bisect_right, insort
 from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -21,10 +23,11 @@ from oculi.data.container import MAX_ROW_BYTES, Container, Found, Row, RowRef, a
 from oculi.data.content import wrong
 from oculi.data.forms import KEYS, KNOWN
 from oculi.data.images import MAX_BYTES
+from oculi.data.opened import OPENED
 from oculi.data.sample import RowError
 from oculi.errors import DataError, shown
 
-CACHE_BYTES: Final = 256 * 2**20
+CACHE_BYTES: Final = 256 * 2**20  # of a process
 # Columns of nulls have rows without bytes; so many are data, more are a bomb.
 _FREE_ROWS: Final = 2**16
 
@@ -44,14 +47,34 @@ class _Open:
         self.lock = threading.Lock()
         self.reader = reader
         self.blocks: dict[tuple[int, int], Block] = {}  # by group and first row; used last is last
+        self.starts: dict[int, list[int]] = {}  # first rows of the blocks, by group
         self.bytes = 0
         self.going: tuple[int, int, Iterator[Block]] | None = None  # group, next row, its blocks
 
-    def keep(self, key: tuple[int, int], block: Block) -> None:
-        self.bytes += block.nbytes if key not in self.blocks else 0
-        self.blocks[key] = block
-        while len(self.blocks) > 1 and self.bytes > CACHE_BYTES:
-            self.bytes -= self.blocks.pop(next(iter(self.blocks))).nbytes
+    def find(self, group: int, row: int) -> tuple[int, Block] | None:
+        """The block that holds a row and the number of its first row, if it was kept."""
+        starts = self.starts.get(group, [])
+        before = bisect_right(starts, row)
+        if not before:
+            return None
+        start = starts[before - 1]
+        block = self.blocks.pop((group, start))
+        self.blocks[group, start] = block
+        return (start, block) if row < start + block.num_rows else None
+
+    def keep(self, group: int, start: int, block: Block) -> None:
+        if (group, start) not in self.blocks:
+            self.bytes += block.nbytes
+            insort(self.starts.setdefault(group, []), start)
+        self.blocks[group, start] = block
+
+    def forget(self) -> int:
+        """Let the block go that was used longest ago; returns its bytes."""
+        group, start = next(iter(self.blocks))
+        size: int = self.blocks.pop((group, start)).nbytes
+        self.starts[group].remove(start)
+        self.bytes -= size
+        return size
 
 
 class Columnar(Container):
@@ -115,20 +138,23 @@ class Columnar(Container):
                 live = self._live = _Open(self._reader())
             except RowError as error:
                 raise DataError(f"{self.path}: {error.reason}") from None
+        OPENED.use(self)
         return live
 
     def _block(self, live: _Open, group: int, row: int) -> tuple[int, Block]:
         """The block of a group that holds a row, and the number of its first row."""
-        for (held, start), block in live.blocks.items():
-            if held == group and start <= row < start + block.num_rows:
-                live.blocks[held, start] = live.blocks.pop((held, start))
-                return start, block
+        with OPENED.lock:
+            found = live.find(group, row)
+        if found is not None:
+            return found
         going, live.going = live.going, None
         if going is None or going[0] != group or going[1] > row:
             going = group, 0, self._blocks(live.reader, group)
         _, start, blocks = going
         for block in blocks:
-            live.keep((group, start), block)
+            with OPENED.lock:
+                live.keep(group, start, block)
+                _make_room(live)
             if row < start + block.num_rows:
                 live.going = group, start + block.num_rows, blocks
                 return start, block
@@ -150,6 +176,16 @@ class Columnar(Container):
     @abstractmethod
     def _blocks(self, reader: Any, group: int) -> Iterator[Block]:
         """The validated blocks of a group; raises RowError at damage."""
+
+
+def _make_room(last: _Open) -> None:
+    """Let blocks go until those of all files fit, first those of the file used longest ago."""
+    files = [file._live for file in OPENED.files() if isinstance(file, Columnar)]
+    lives = [live for live in files if live is not None]
+    total = sum(live.bytes for live in lives)
+    for live in lives:
+        while total > CACHE_BYTES and len(live.blocks) > (live is last):
+            total -= live.forget()
 
 
 def guard(step: Any, reason: str = DAMAGED, but: tuple[type[Exception], ...] = ()) -> Any:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from oculi.data.opened import OPENED
 from oculi.data.sample import RowError
 from oculi.errors import DataError
 
@@ -41,8 +42,20 @@ class Found:
     id: str = ""
 
 
+class _Descriptor:
+    """An open file, closed when the last who uses it lets go: a thread may be reading."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        os.close(self.number)
+
+
 class Container:
     """A data file. Holds no open file when pickled and shares no file position with anyone.
+
+    It is closed when many others have been used since, and opens again by itself.
 
     Making one raises DataError when the file cannot be had; `rows` and `read` raise it when the
     file cannot be opened or was changed in between. `note` is advice about the file, where reading
@@ -56,7 +69,7 @@ class Container:
         self.path = path
         self.done = 0
         self.note = ""
-        self._fd: int | None = None
+        self._open: _Descriptor | None = None
         self._state = self._status()
 
     @abstractmethod
@@ -85,33 +98,29 @@ class Container:
 
     def close(self) -> None:
         """Close what is open; the next access opens it again."""
-        fd, self._fd = self._fd, None
-        if fd is not None:
-            os.close(fd)
-
-    def __del__(self) -> None:
-        if getattr(self, "_fd", None) is not None:
-            self.close()
+        self._open = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_fd": None}
+        return self.__dict__ | {"_open": None}
 
     def _at(self, offset: int, length: int) -> bytes:
         """Read without a file position, so that threads and forked workers share the object."""
         file = self._file()
         try:
-            return os.pread(file, length, offset)
+            return os.pread(file.number, length, offset)
         except OSError as error:
             raise DataError(f"{self.path}: {error.strerror or 'cannot be read'}") from None
 
-    def _file(self) -> int:
-        if self._fd is None:
+    def _file(self) -> _Descriptor:
+        file = self._open
+        if file is None:
             self._unchanged()
             try:
-                self._fd = os.open(self.path, os.O_RDONLY)
+                file = self._open = _Descriptor(os.open(self.path, os.O_RDONLY))
             except OSError as error:
                 raise DataError(f"{self.path}: {error.strerror or 'cannot be read'}") from None
-        return self._fd
+        OPENED.use(self)
+        return file
 
     def _unchanged(self) -> None:
         if self._status() != self._state:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -166,7 +165,7 @@ def fingerprint_all(
     first = next(waiting, None)
     if first is None:
         return
-    with ProcessPoolExecutor(workers, initializer=_start, initargs=(None, os.getpid())) as pool:
+    with ProcessPoolExecutor(workers, initializer=_start, initargs=(None,)) as pool:
         running: deque[Future[list[bytes | str]]] = deque()
         try:
             for piece in itertools.chain([first], waiting):

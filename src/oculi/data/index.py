@@ -30,19 +30,27 @@ BAD_SHARE = 0.01  # of the samples; with more that cannot be used it is not the 
 
 
 def sample_length(sample: Sample, processor: OculiProcessor) -> int:
-    """Tokens of a sample, images included; raises DataError for an unreadable picture."""
-    return processor.length(pieces(sample.messages, sizes(sample.images)))
+    """Tokens of a sample, images included.
+
+    Raises:
+        RowError: a picture cannot be read, or the chat template refuses the conversation.
+    """
+    try:
+        return processor.length(pieces(sample.messages, sizes(sample.images)))
+    except (DataError, ValueError) as error:
+        raise RowError(str(error), sample.id, sample.source) from None
 
 
 def measure(
     source: Source, processor: OculiProcessor, on_progress: Progress | None = None
 ) -> NDArray[np.int32]:
-    """Lengths of all samples of a source, [len(source)] int32; 0 of those whose picture is unreadable.
+    """Lengths of all samples of a source, [len(source)] int32; 0 of those that have none.
 
     Training leaves such samples out, as it does those that turn out to be damaged further on.
 
     Raises:
-        DataError: more than 1 % are unreadable; the first one is named.
+        DataError: more than 1 % have a picture that cannot be read, or a conversation that the chat
+            template refuses; the first one is named.
     """
     lengths = np.empty(len(source), dtype=np.int32)
     first, bad = None, 0
@@ -50,9 +58,9 @@ def measure(
         sample = source[i]
         try:
             lengths[i] = sample_length(sample, processor)
-        except DataError as error:
+        except RowError as error:
             lengths[i], bad = 0, bad + 1
-            first = first or RowError(str(error), sample.id, sample.source)
+            first = first or error
             if bad > BAD_SHARE * len(source):
                 more = f" (and {bad - 1} more, over {BAD_SHARE:.0%} of all)" if bad > 1 else ""
                 raise RowError(f"{first.reason}{more}", first.id, first.source) from None

@@ -56,20 +56,24 @@ def encode_sample(
         ask: may add turns about the pictures as ``crop`` leaves them.
 
     Raises:
-        DataError: a picture cannot be read, or no answer is left to learn from.
+        RowError: a picture cannot be read, the chat template refuses the conversation, or no answer
+            is left to learn from.
     """
     try:
         pictures = crop([image.load() for image in sample.images])
     except DataError as error:
         raise RowError(str(error), sample.id, sample.source) from None
-    if ask is not None:
-        sample = ask(sample, pictures)
-    if sample.separate:
-        encoded = encode_branches(
-            processor, [pieces(turn.messages, pictures) for turn in side_by_side(sample)]
-        )
-    else:
-        encoded = processor.encode(pieces(sample.messages, pictures))  # type: ignore[arg-type]
+    try:
+        if ask is not None:
+            sample = ask(sample, pictures)
+        if sample.separate:
+            encoded = encode_branches(
+                processor, [pieces(turn.messages, pictures) for turn in side_by_side(sample)]
+            )
+        else:
+            encoded = processor.encode(pieces(sample.messages, pictures))  # type: ignore[arg-type]
+    except ValueError as error:
+        raise RowError(str(error), sample.id, sample.source) from None
     if encoded.prompt_length == len(encoded.input_ids):
         raise RowError("no answer tokens to learn from", sample.id, sample.source)
     return encoded
@@ -252,7 +256,7 @@ class Steps(Dataset[list[Batch]]):
                 turns = [pieces(turn.messages, shown) for turn in side_by_side(sample)]
                 return length_of_branches(self.processor, turns)
             return self.processor.length(pieces(sample.messages, shown))
-        except DataError as error:
+        except (DataError, ValueError) as error:
             raise RowError(str(error), sample.id, sample.source) from None
 
     def _rows(self, lengths: Mapping[int, int]) -> list[list[int]]:

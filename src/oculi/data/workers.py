@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -33,7 +33,7 @@ def run_all(job: Any, method: str, pieces: Sequence[Any], workers: int) -> Itera
             getattr(job, method)(piece)
             yield piece
         return
-    with ProcessPoolExecutor(workers, initializer=_start, initargs=(job, os.getpid())) as pool:
+    with ProcessPoolExecutor(workers, initializer=_start, initargs=(job,)) as pool:
         try:
             for piece, _ in zip(
                 pieces, pool.map(_call, [method] * len(pieces), pieces), strict=True
@@ -48,17 +48,18 @@ def run_all(job: Any, method: str, pieces: Sequence[Any], workers: int) -> Itera
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _start(job: Any, parent: int) -> None:
+def _start(job: Any) -> None:
     global _job
     _job = job
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends us
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
+def _end_with_parent() -> None:
     """A killed parent cannot tell its workers, which would wait for work for ever."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
+    parent = multiprocessing.parent_process()  # not getppid: a fork server may lie in between
+    assert parent is not None
+    parent.join()
     os._exit(1)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
 from tokenizers import Tokenizer
 
 # Private-use characters; only the template is rendered with them, so content cannot collide.
@@ -107,7 +108,7 @@ class ChatEncoder:
             token that ends his turn. Then (start, count) of the positions of each image.
 
         Raises:
-            ValueError: a role is not a plain word, or the template loses content.
+            ValueError: a role is not a plain word, or the template refuses the roles or loses content.
         """
         shape = tuple((role, len(pieces)) for role, pieces in messages)
         contents = [(role, piece) for role, pieces in messages for piece in pieces]
@@ -161,13 +162,20 @@ class ChatEncoder:
             messages.append({"role": role, "content": content})
             speakers += [role] * pieces
             count += pieces
-        text = self.tokenizer.apply_chat_template(
-            messages,
-            chat_template=None if self.tokenizer.chat_template else FALLBACK_TEMPLATE,
-            tokenize=False,
-            add_generation_prompt=generation,
-            continue_final_message=continue_final,
-        )
+        roles = ", ".join(role for role, _ in shape)
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages,
+                chat_template=None if self.tokenizer.chat_template else FALLBACK_TEMPLATE,
+                tokenize=False,
+                add_generation_prompt=generation,
+                continue_final_message=continue_final,
+            )
+        except TemplateError as error:  # its author's raise_exception, or a mistake in it
+            raise ValueError(
+                f"the tokenizer's chat template refuses a conversation with the roles {roles}: "
+                f"{str(error)!r}"
+            ) from None
         segments: list[Segment] = []
         seen: list[int] = []
         for i, part in enumerate(text.split(_OPEN)):
@@ -183,7 +191,7 @@ class ChatEncoder:
         if seen != list(range(count)):
             raise ValueError(
                 "the tokenizer's chat template drops, repeats or reorders content, so it cannot be "
-                f"used for a conversation with the roles {', '.join(role for role, _ in shape)}"
+                f"used for a conversation with the roles {roles}"
             )
         return tuple(segments)
 
