@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from datafiles import HOSTILE, chat, png, write_json, write_parquet
 from oculi.cli import app
+from oculi.data import joining
 from oculi.data.formats import FileSource
 from oculi.data.joining import join
 from oculi.errors import DataError
@@ -21,7 +22,9 @@ def row(id: str, image: str, *turns: str, **more: Any) -> dict[str, Any]:
 
 
 def write(folder: Path, rows: list[dict[str, Any]], name: str = "rows.jsonl") -> Path:
-    for image in {image for each in rows for image in each.get("images", [])}:
+    for image in {
+        image for each in rows for image in each.get("images", []) if image[:5] != "data:"
+    }:
         (folder / image).parent.mkdir(parents=True, exist_ok=True)
         (folder / image).write_bytes(png())
     (folder / name).write_text("\n".join(map(json.dumps, rows)))
@@ -117,6 +120,50 @@ def test_a_picture_is_the_same_under_another_spelling_and_by_its_bytes(tmp_path:
     join([write_parquet(tmp_path / "inside", inside)], tmp_path / "more.jsonl")
     (one,) = FileSource(tmp_path / "more.jsonl")
     assert one.images[0].size() == (8, 6) and len(one.messages) == 6
+
+
+@pytest.mark.parametrize("data", ["data:image/tiff;base64,SUkqAA==", "data:image/png;base64,"])
+def test_a_picture_that_cannot_be_written_costs_its_own_rows(tmp_path: Path, data: str) -> None:
+    rows = [row("1", "a.png", "1?", "x"), row("2", data, "2?", "x"), row("3", "a.png", "3?", "x"),
+            row("4", data, "", "a caption"), row("5", data, "2?", "x")]  # fmt: skip
+    file = write(tmp_path, rows)
+    found = join([file], tmp_path / "out.jsonl")
+    assert talks(tmp_path / "out.jsonl") == [("1", ["1?", "x", "3?", "x"])]
+    assert [(bad.id, bad.line, bad.file) for bad in found.bad_rows] == [
+        ("2", 2, str(file)), ("4", 4, str(file)), ("5", 5, str(file)),
+    ]  # fmt: skip
+    assert (found.rows, found.written, found.repeated, found.single) == (2, 1, 0, 0)
+    assert "rows 5: 2 good, 3 bad" in list(found.lines())
+    done = CliRunner().invoke(app, ["data", "join", str(file), "--out", str(tmp_path / "b.jsonl")])
+    assert done.exit_code == 1 and f'{file}:2: row "2": image "data:' in done.stdout
+    none = write(tmp_path, [row("1", data, "1?", "x")], "none.jsonl")
+    with pytest.raises(DataError, match=r"no row can be used; the first: .*none.jsonl:1: row"):
+        join([none], tmp_path / "none-out.jsonl")
+    assert not (tmp_path / "none-out.jsonl").exists()
+
+
+def test_rows_that_repeat_several_questions_are_found_in_their_conversation(tmp_path: Path) -> None:
+    rows = [
+        row("1", "a.png", "1?", "x", "2?", "y"),
+        row("2", "a.png", "1?", "x", "3?", "z"),  # into another one: the first question is there
+        row("3", "a.png", "3?", "z", "1?", "x"),  # said in that one
+        row("4", "a.png", "2?", "y", "3?", "z"),  # said, but in two
+    ]
+    found = join([write(tmp_path, rows)], tmp_path / "out.jsonl")
+    assert [id for id, _ in talks(tmp_path / "out.jsonl")] == ["1", "2", "4"]
+    assert found.repeated == 1
+
+
+def test_full_conversations_are_not_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Work is counted: conversations that a row is compared with."""
+    rows = [row(f"{n}", "a.png", f"{n}?", "x") for n in range(200)] * 2
+    compared, fits = [], joining._fits
+    monkeypatch.setattr(joining, "_fits", lambda *args: compared.append(1) or fits(*args))
+    found = join([write(tmp_path, rows)], tmp_path / "out.jsonl", max_turns=2)
+    assert (found.written, found.repeated) == (100, 200)
+    assert len(compared) <= len(rows)
 
 
 def test_several_files_have_one_root(tmp_path: Path) -> None:

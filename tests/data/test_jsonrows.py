@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,60 @@ def test_any_window_gives_the_same_rows(
     monkeypatch.setattr(jsonrows, "_CHUNK", chunk)
     assert list(scan(path)) == wanted
     assert [type(found) for found in wanted] == [RowRef, BadRow, BadRow, RowRef, BadRow]
+
+
+def boxed(id: int, boxes: int = 2, *, closed: bool = True) -> str:
+    """A row that holds objects which begin as the row does, with or without its last brace."""
+    row = json.dumps(llava(id) | {"boxes": [{"id": n} for n in range(boxes)]})
+    return row if closed else row[:-1]
+
+
+def good_ids(path: Path, rows: list[str]) -> list[int]:
+    path.write_text("[\n" + ",\n".join(rows) + "\n]\n")
+    with path.open("rb") as file:
+        found = [jsonrows._found(row) for row in jsonrows.raw_rows(file)]
+    return [row.row["id"] for row in found if row.row is not None and "conversations" in row.row]
+
+
+class Counted:
+    """A pattern that counts the bytes it has searched."""
+
+    searched = 0
+
+    def __init__(self, pattern: re.Pattern[bytes]) -> None:
+        self.pattern = pattern
+
+    def search(self, data: bytes, start: int, *end: int) -> re.Match[bytes] | None:
+        match = self.pattern.search(data, start, *end)
+        Counted.searched += (match.end() if match else min([len(data), *end])) - start
+        return match
+
+
+@pytest.mark.parametrize("every", [1, 2, 40])
+def test_rows_without_an_end_are_not_sought_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    """Work is counted: bytes that are looked at, against the bytes of the file."""
+    monkeypatch.setattr(jsonrows, "MAX_ROW_BYTES", 2**15)
+    monkeypatch.setattr(jsonrows, "_INSIDE", Counted(jsonrows._INSIDE))
+    monkeypatch.setattr(jsonrows, "_BETWEEN", Counted(jsonrows._BETWEEN))
+    monkeypatch.setattr(Counted, "searched", 0)
+    rows = [boxed(n, closed=n % every != 0) for n in range(600)]
+    good = good_ids(tmp_path / "rows.json", rows)
+    assert good == [n for n in range(600) if n % every != 0]
+    assert Counted.searched < 6 * sum(map(len, rows)) + 2**15
+
+
+def test_a_long_row_is_found_among_rows_without_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the next row begins is where it ends, however far the damage let one look."""
+    monkeypatch.setattr(jsonrows, "MAX_ROW_BYTES", 2**15)
+    rows = [boxed(n, closed=n % 3 != 0, boxes=2 if n % 3 else 0) for n in range(300)]
+    rows[200] = json.dumps(llava(200, ask="<image> " + "[long], " * 3000))
+    rows[250] = json.dumps(llava(250, ask="<image> " + "x" * 2**14))
+    rows[299] = json.dumps(llava(299, ask="<image> " + "x" * 2**14))
+    assert good_ids(tmp_path / "rows.json", rows) == [n for n in range(300) if n % 3]
 
 
 @settings(max_examples=200, deadline=None)

@@ -112,6 +112,29 @@ def test_a_text_is_edited_as_one_line(text: str) -> None:
     assert "\n" not in _escaped(text) and _unescaped(_escaped(text)) == text
 
 
+@pytest.mark.parametrize("data", ["data:image/tiff;base64,SUkqAA==", "data:image/png;base64,"])
+def test_a_picture_that_cannot_be_written_is_in_nobodys_way(tmp_path: Path, data: str) -> None:
+    file = write(tmp_path, *TALKS)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[1]["images"] = [data]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    done = review(file, "a", "s", "b", "a", "r", "a")  # skipped, gone back to, then accepted
+    assert kept(file).keys() == {"0", "3"}
+    assert "accepted 2, edited 0, rejected 1, undecided 0; bad rows 1" in done.stdout
+    assert f'{file}:2: row "1": image "data:' in done.stderr
+    done = review(write_first(file), "r", options=("--keep-undecided",))
+    assert kept(file).keys() == {"0", "2", "3"}
+    assert "accepted 0, edited 0, rejected 1, undecided 3\n" in done.stdout
+
+
+def write_first(file: Path) -> Path:
+    """The file with its second row first, and no decisions."""
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([lines[1], lines[0], *lines[2:]]))
+    file.with_name("reviewed.jsonl.decisions").unlink()
+    return file
+
+
 def test_a_row_that_has_changed_is_shown_again(tmp_path: Path) -> None:
     file = write(tmp_path, *TALKS)
     review(file, "a", "a", "a", "a")

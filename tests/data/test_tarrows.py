@@ -7,6 +7,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -223,20 +224,68 @@ def test_what_is_no_archive(tmp_path: Path) -> None:
         FileSource(path)
 
 
+def resized(path: Path, at: int, field: bytes) -> None:
+    """Write another size into the header at a place, and a checksum that fits it."""
+    data = bytearray(path.read_bytes())
+    head = data[at : at + 512]
+    head[124:136] = field
+    head[148:156] = b" " * 8
+    head[148:156] = f"{sum(head):06o}\0 ".encode()
+    data[at : at + 512] = head
+    path.write_bytes(data)
+
+
 @pytest.mark.parametrize(
     "field", [b"\x80" + bytes(9) + b"\xff\xff", b"\xff" * 12, b"9" * 12, b"-1" + bytes(10)]
 )
 def test_broken_numbers_are_damage(tmp_path: Path, field: bytes) -> None:
     path = tar(tmp_path / "a.tar", [member for key in "abcd" for member in pair(key)])
-    data = bytearray(path.read_bytes())
-    head = data[4096:4608]
-    head[124:136] = field
-    head[148:156] = b" " * 8
-    head[148:156] = f"{sum(head):06o}\0 ".encode()
-    data[4096:4608] = head
-    path.write_bytes(data)
+    resized(path, 4096, field)
     good, bad = read(path)
     assert good[0] == "a" and set(good) <= {"a", "b", "d"} and bad
+
+
+@pytest.mark.parametrize("bits", [33, 62, 63, 64, 70])
+def test_a_member_of_any_size_is_cut_off_by_the_end(tmp_path: Path, bits: int) -> None:
+    path = tar(tmp_path / "a.tar", [*pair("a"), *pair("b")])
+    resized(path, 2048, b"\x80" + (2**bits).to_bytes(11))
+    good, bad = read(path)
+    assert good == ["a"] and [row.id for row in bad] == ["b", ""]
+    assert bad[0].reason == 'member "b.png" is cut off by the end of the archive'
+    assert check([path]).good == 1 and len(FileSource(path)) == 1
+
+
+def test_an_extended_header_may_claim_any_size(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("1.png")
+    info.pax_headers = {"size": str(10**18 * 9)}
+    path = tmp_path / "a.tar"
+    path.write_bytes(info.tobuf(tarfile.PAX_FORMAT) + bytes(1024))
+    with pytest.raises(DataError, match=r'member "1.png" is cut off by the end of the archive'):
+        FileSource(path)
+
+
+def test_records_of_an_extended_header_are_read_once() -> None:
+    """Work is counted: bytes that are copied out of the header while it is walked."""
+    copied = 0
+
+    class Counted(bytes):
+        def __getitem__(self, key: Any) -> Any:
+            nonlocal copied
+            found = super().__getitem__(key)
+            copied += len(found) if isinstance(found, bytes) else 1
+            return Counted(found) if isinstance(found, bytes) else found
+
+        def partition(self, sep: Any) -> Any:
+            nonlocal copied
+            copied += len(self)
+            return tuple(Counted(part) for part in super().partition(sep))
+
+    data = b"3 \n" * 2000 + b"12 path=a/b\n" + bytes(100)
+    assert tarrows._extended(b"x", Counted(data)) == {"": "", "path": "a/b"}
+    assert copied < 10 * len(data)
+    for broken in (b"3 \nx", b"3 \n12345678 a=b\n", b"1 \n", b"path=a"):
+        with pytest.raises(tarrows._Damage, match="a broken extended header"):
+            tarrows._extended(b"x", broken)
 
 
 def test_pictures_are_read_out_of_the_archive(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ Everywhere else it is text, and stays text.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -49,6 +50,11 @@ def kind(value: object) -> str:
         if isinstance(value, types):
             return name
     return "an object"
+
+
+def first_twice(names: Iterable[str]) -> str | None:
+    """The first name that occurs again, if any does."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def text(value: object, where: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, ClassVar
 
 from oculi.data.container import Container, Found, Row, RowRef, attempt
-from oculi.data.content import wrong
+from oculi.data.content import first_twice, wrong
 from oculi.data.sample import RowError
 from oculi.errors import DataError, shown
 
@@ -79,9 +79,8 @@ class CsvRows(Container):
 
     def _begin(self, raw: bytes) -> Row:
         names = self._fields(raw.removeprefix(_BOM))
-        for name in names:
-            if names.count(name) > 1:
-                wrong(f"the header names the column {shown(name)} twice")
+        if (twice := first_twice(names)) is not None:
+            wrong(f"the header names the column {shown(twice)} twice")
         self.header = tuple(names)
         return {}
 

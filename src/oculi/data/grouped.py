@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from oculi.data.container import MAX_ROW_BYTES, Row
-from oculi.data.content import wrong
+from oculi.data.content import first_twice, wrong
 from oculi.data.rows import decode_row
 from oculi.data.sample import ImageSource, RowError
 from oculi.errors import shown
@@ -42,8 +42,7 @@ def assemble(key: str, members: Sequence[Member]) -> Row:
     files, else in order.
     """
     names = [member.name for member in members]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
+    if (twice := first_twice(names)) is not None:
         wrong(f"{shown(twice)} is there twice", key)
     pictures = [member for member in members if member.suffix in PICTURES]
     said, meant = _one(members, TEXTS, key), _one(members, frozenset(("json",)), key)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,8 +18,17 @@ from typing import Final
 
 from oculi.data.container import Row
 from oculi.data.formats import BadRow, FileSource
+from oculi.data.images import ImageError
 from oculi.data.kinds import find_files
-from oculi.data.rowfile import common_root, picture_key, remarks, root_hint, to_row, write_rows
+from oculi.data.rowfile import (
+    check_picture,
+    common_root,
+    picture_key,
+    remarks,
+    root_hint,
+    to_row,
+    write_rows,
+)
 from oculi.data.sample import ImageSlot, Message, Sample
 from oculi.data.turns import turns
 from oculi.errors import DataError
@@ -108,6 +119,24 @@ def join(
     return found
 
 
+class _Open:
+    """The conversations about one picture: those with room, and those where a pair was said."""
+
+    def __init__(self) -> None:
+        self.room: list[_Talk] = []  # in the order of their first rows
+        self._said: dict[bytes, list[_Talk]] = {}
+
+    def repeats(self, talk: _Talk) -> bool:
+        """Whether one conversation has said all of it."""
+        rarest = min((self._said.get(pair, []) for pair in talk.said), key=len)
+        return any(talk.said <= other.said for other in rarest)
+
+    def enter(self, said: set[bytes], talk: _Talk) -> None:
+        """Note that these pairs stand in a conversation now."""
+        for pair in said:
+            self._said.setdefault(pair, []).append(talk)
+
+
 class _All:
     """The rows of several files by one number."""
 
@@ -119,7 +148,7 @@ class _All:
         return self.ends[-1]
 
     def find(self, number: int) -> tuple[FileSource, int]:
-        which = next(i for i, end in enumerate(self.ends) if number < end)
+        which = bisect_right(self.ends, number)
         return self.sources[which], number - (self.ends[which - 1] if which else 0)
 
 
@@ -132,27 +161,46 @@ def _group(
 ) -> list[_Talk]:
     """All rows as conversations, in the order of their first rows."""
     talks: list[_Talk] = []
-    of_picture: dict[bytes, list[_Talk]] = {}
+    of_picture: dict[bytes, _Open] = defaultdict(_Open)
     for number in range(len(rows)):
         source, own = rows.find(number)
         sample = source[own]
-        found.rows += 1
-        key = _key(sample, source.row(own))
-        talk = _talk(number, sample)
-        open_ones = of_picture.setdefault(key, []) if key else []
-        found.single += key is None
-        if any(talk.said <= other.said for other in open_ones):
-            found.repeated += 1
-        elif room := next(
-            (t for t in open_ones if _fits(t, talk, max_turns, max_characters)), None
-        ):
-            _add(room, talk)
-        else:
-            talks.append(talk)
-            open_ones.append(talk)
         if on_progress is not None and (number % 256 == 0 or number + 1 == len(rows)):
             on_progress(number + 1, len(rows))
+        try:
+            for image in sample.images:
+                check_picture(image)
+            key = _key(sample, source.row(own))
+        except ImageError as error:
+            file, _, line = sample.source.rpartition(":")
+            found.bad_rows.append(BadRow(sample.id, int(line), str(error), file))
+            continue
+        found.rows += 1
+        talk = _talk(number, sample)
+        if key is None:
+            found.single += 1
+            talks.append(talk)
+        elif of_picture[key].repeats(talk):
+            found.repeated += 1
+        elif _enter(talk, of_picture[key], max_turns, max_characters) is talk:
+            talks.append(talk)
+    if not talks:
+        raise DataError(f"no row can be used; the first: {found.bad_rows[0]}")
     return talks
+
+
+def _enter(talk: _Talk, others: _Open, max_turns: int, max_characters: int | None) -> _Talk:
+    """Put rows into the first conversation that has room, or into one of their own; returns it."""
+    fits = (t for t in others.room if _fits(t, talk, max_turns, max_characters))
+    into = next(fits, talk)
+    if into is talk:
+        others.room.append(talk)
+    else:
+        _add(into, talk)
+    others.enter(talk.said, into)
+    if into.turns >= max_turns:
+        others.room.remove(into)
+    return into
 
 
 def _key(sample: Sample, row: Row) -> bytes | None:

@@ -4,7 +4,8 @@ A row's exact byte range lets a data set keep two numbers per row and read it ag
 also keeps damage local: a list is cut into elements by brackets and strings alone, so one row
 with bad UTF-8 or absurd nesting does not take the rows after it along, as it would with one
 `json.load`. After a missing quote or bracket, reading goes on where text next looks like the
-beginning of a row. Memory is bounded by the longest row.
+beginning of a row. Memory is bounded by the longest row, and time by the length of the file, however
+many rows have no end.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ from oculi.data.rows import decode_row, guess_id
 from oculi.errors import DataError
 
 _CHUNK = 2**20
+# How far the end of a row is sought, once others were sought in vain: so many times as far as was
+# read since, and a little to spare. A row that is longer is still found whole where no row seems to
+# begin inside it.
+_AGAIN = 4
+_SPARE = 2**20
 _BOM = b"\xef\xbb\xbf"
 
 # Group 1: a whole string. JSON has no raw line breaks in strings, so one ends a broken string
@@ -155,20 +161,26 @@ def _list_rows(window: _Window) -> Iterator[RawRow]:
             yield _rest(window, _AFTER)
         return
     opening: re.Pattern[bytes] | None = None
+    reach = MAX_ROW_BYTES
     while True:
         window.peek()
         opening = opening or _opening(window)
         offset, line = window.offset, window.line
-        length, end, problem = _element(window)
+        length, end, problem = _element(window, reach)
         if problem:
             found = _next_opening(window, opening)
+            if found is None and reach < MAX_ROW_BYTES:
+                reach = MAX_ROW_BYTES  # the last row may be as long as any
+                continue
             if found is None:
                 yield _rest(window, problem)
                 return
+            reach = min(MAX_ROW_BYTES, min(reach - length, _SPARE) + _AGAIN * found)
             # Without a problem named here, the parser will say where exactly it stumbles.
             yield RawRow(offset, line, window.raw(found).rstrip(b" \t\r\n,"))
             window.skip(found)
             continue
+        reach = min(MAX_ROW_BYTES, reach + _AGAIN * length)
         raw = window.raw(length).rstrip(b" \t\r\n")
         window.skip(length + len(end))
         if raw:
@@ -190,21 +202,22 @@ def _list_rows(window: _Window) -> Iterator[RawRow]:
             return
 
 
-def _element(window: _Window) -> tuple[int, bytes, str]:
+def _element(window: _Window, reach: int) -> tuple[int, bytes, str]:
     """Measure the element at the window's place, growing the window as needed.
 
     Returns its length, the separator that ended it (empty at the end of the file) and what is
-    wrong when its strings and brackets do not pair up.
+    wrong when its strings and brackets do not pair up: then the length is how far it was sought.
     """
     stack: list[bytes] = []
     opened = {b"{": 0, b"[": 0}
     at = 0
     while True:
-        token = (_INSIDE if stack else _BETWEEN).search(window.data, window.at + at)
+        stop = min(len(window.data), window.at + reach)
+        token = (_INSIDE if stack else _BETWEEN).search(window.data, window.at + at, stop)
         if token is None or token[2]:
-            at = (len(window.data) if token is None else token.start()) - window.at
-            if window.held() > MAX_ROW_BYTES:
-                return 0, b"", f"row is longer than {MAX_ROW_BYTES} bytes; is a bracket missing?"
+            at = (stop if token is None else token.start()) - window.at
+            if window.held() > reach:
+                return reach, b"", f"row is longer than {reach} bytes; is a bracket missing?"
             if not window.grow():
                 return window.held(), b"", _CUT if stack or token else ""
             continue
@@ -212,7 +225,7 @@ def _element(window: _Window) -> tuple[int, bytes, str]:
         mark = token[3]
         if mark is None:
             if len(token[1]) == 1 or not token[1].endswith(b'"'):
-                return 0, b"", "a string is not closed at the end of its line"
+                return at, b"", "a string is not closed at the end of its line"
         elif mark in opened:
             stack.append(mark)
             opened[mark] += 1

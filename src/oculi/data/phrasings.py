@@ -24,8 +24,9 @@ _MAX_BYTES: Final = 2**20
 class Phrasings:
     """Gives every question that is a picture alone one of `texts`.
 
-    Which one is a pure function of seed, id and answer: neither the file a row lies in nor its
-    place there matters, and it is the same in every epoch, so that lengths can be known before.
+    Which one is a pure function of seed, id and answer. It is the same in every epoch, so that
+    lengths can be known before, and wherever a row lies that has an id; that of one without is
+    made of its file's name and its place there.
     """
 
     texts: tuple[str, ...]

@@ -15,8 +15,9 @@ from typing import Any, Final, Literal
 
 from oculi import durable
 from oculi.data.formats import FileSource
+from oculi.data.images import ImageError
 from oculi.data.rowfile import picture_key, remarks, root_hint, to_row, write_rows
-from oculi.data.sample import ImageSlot, Message, Sample
+from oculi.data.sample import ImageSlot, ImageSource, Message, Sample
 from oculi.data.synth.records import Journal
 from oculi.errors import DataError, shown
 
@@ -90,7 +91,7 @@ def review(
             _Session(rows, journal, decided, ask, show, _preview(out)).run()
     _preview(out).unlink(missing_ok=True)
     found = Reviewed(str(out), bad_rows=len(rows.bad_rows), hint=root_hint(out, rows.root))
-    found.written = write_rows(out, _kept(rows, decided, found, keep_undecided))
+    found.written = write_rows(out, _kept(rows, decided, found, keep_undecided, show))
     return found
 
 
@@ -119,9 +120,16 @@ def _decide(decided: dict[str, _Decision], key: str, decision: _Decision) -> Non
 
 def _key(sample: Sample) -> str:
     said = [(message.role, message.content) for message in sample.messages]
-    shown_ = [picture_key(image) for image in sample.images]
+    shown_ = [_seen(image) for image in sample.images]
     text = repr((sample.id, said, shown_)).encode("utf-8", "surrogatepass")
     return hashlib.blake2b(text, digest_size=16).hexdigest()
+
+
+def _seen(image: ImageSource) -> str:
+    try:
+        return picture_key(image)
+    except ImageError as error:
+        return str(error)  # the row must be shown all the same, or nobody could reject it
 
 
 class _Session:
@@ -233,22 +241,34 @@ def _printable(text: str) -> str:
 
 
 def _kept(
-    rows: FileSource, decided: dict[str, _Decision], found: Reviewed, keep_undecided: bool
+    rows: FileSource,
+    decided: dict[str, _Decision],
+    found: Reviewed,
+    keep_undecided: bool,
+    show: Callable[[str], None],
 ) -> Iterator[dict[str, Any]]:
-    """The rows to write, and their counts."""
+    """The rows to write, and their counts; one whose picture cannot be written is a bad row."""
     for number, sample in enumerate(rows):
         decision = decided.get(_key(sample))
+        if decision.verdict != "reject" if decision else keep_undecided:
+            made = sample
+            if decision is not None and decision.verdict == "edit":
+                made = _edited(sample, decision.texts)
+            try:
+                row = to_row(made, remarks(rows.row(number)))
+            except ImageError as error:
+                found.bad_rows += 1
+                show(f"{sample.source}: row {shown(sample.id)}: {error}; it is left out")
+                continue
+            yield row
         if decision is None:
             found.undecided += 1
         elif decision.verdict == "reject":
             found.rejected += 1
         elif decision.verdict == "edit":
             found.edited += 1
-            sample = _edited(sample, decision.texts)
         else:
             found.accepted += 1
-        if decision.verdict != "reject" if decision else keep_undecided:
-            yield to_row(sample, remarks(rows.row(number)))
 
 
 def _edited(sample: Sample, texts: tuple[str, ...]) -> Sample:

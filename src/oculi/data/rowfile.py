@@ -53,11 +53,23 @@ def picture_value(image: ImageSource) -> str:
     name = picture_name(image)
     if name is not None:
         return name
+    kind, data = _embedded(image)
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def check_picture(image: ImageSource) -> None:
+    """Raise the DataError that `picture_value` would, at less cost."""
+    if picture_name(image) is None:
+        _embedded(image)
+
+
+def _embedded(image: ImageSource) -> tuple[str, bytes]:
+    """Format and bytes of a picture that is no file of its own."""
     data = _bytes(image)
     kind = next((kind for magic, kind in _TYPES.items() if data.startswith(magic)), None)
     if kind is None:
-        raise ImageError(NO_IMAGE)
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+        raise ImageError(NO_IMAGE, image.name if isinstance(image, ImageRef) else "")
+    return kind, data
 
 
 def _bytes(image: ImageSource) -> bytes:

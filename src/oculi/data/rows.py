@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from oculi.data.container import Row
-from oculi.data.content import kind, text, wrong
+from oculi.data.content import first_twice, kind, text, wrong
 from oculi.data.forms import Form, find_form, recognise, without_nulls
 from oculi.data.images import ImageError
 from oculi.data.sample import RowError, Sample
@@ -55,9 +55,7 @@ def _no_constant(name: str) -> NoReturn:
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> Row:
     row = dict(pairs)
-    if len(row) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+    if len(row) != len(pairs) and (twice := first_twice(key for key, _ in pairs)) is not None:
         wrong(f"the key {shown(twice)} is there twice in one object")
     return row
 

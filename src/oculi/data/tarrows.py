@@ -159,6 +159,7 @@ class TarRows(Container):
         problem = _refused(name, kind, sparse or kind == b"S")
         if at + size > self.size:
             problem = "is cut off by the end of the archive"
+            size = max(0, self.size - at)  # no place behind the end, which may be past any offset
         return _Entry(name, start, at, size, folder, problem)
 
     def _resume(self, at: int) -> int | None:
@@ -233,13 +234,14 @@ def _extended(kind: bytes, data: bytes) -> dict[str, str]:
     if kind != b"x":
         return {}
     found: dict[str, str] = {}
-    while data:
-        length, space, _ = data.partition(b" ")
-        if not (space and length.isdigit() and len(length) < 8 and int(length) > len(length) + 1):
-            if data.strip(b"\0"):
+    at = 0
+    while at < len(data):
+        length, space, _ = data[at : at + 8].partition(b" ")
+        if not (space and length.isdigit() and int(length) > len(length) + 1):
+            if data[at:].strip(b"\0"):
                 raise _Damage("a broken extended header")
             break
-        key, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
+        key, _, value = data[at + len(length) + 1 : at + int(length) - 1].partition(b"=")
         found[key.decode("utf-8", "replace")] = value.decode("utf-8", "replace")
-        data = data[int(length) :]
+        at += int(length)
     return found

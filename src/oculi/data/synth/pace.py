@@ -16,7 +16,7 @@ class Pace:
     """Hands out moments at which requests may start; one for all threads.
 
     Requests are spread evenly, so that no minute anywhere holds more than a minute's share and one.
-    Tokens are reserved as estimated, and corrected when the server has counted them.
+    Tokens are taken as estimated, and corrected when the server has counted them.
 
     Args:
         requests: most a minute; None: any number.
@@ -36,14 +36,20 @@ class Pace:
         self._next_request = self._next_token = self._held = clock()
         self._stop = threading.Event()
 
-    def reserve(self, tokens: int) -> float:
-        """Take the next free moment and return how many seconds it is away."""
+    def take(self, tokens: int, since: float) -> float:
+        """Start a request of so many tokens that has waited since then; 0.0 when that is done.
+
+        Else seconds after which to try again. Nothing is promised for later: a hold, or a
+        correction, in the meantime moves all who wait.
+        """
         with self._lock:
-            now = self._clock()
-            start = max(now, self._next_request, self._next_token, self._held)
+            start = max(since, self._next_request, self._next_token, self._held)
+            if (left := start - self._clock()) > 0:
+                return left
+            # From the moment that was due, not from now: waking late must not slow down the rest.
             self._next_request = start + self._request_gap
             self._next_token = start + tokens * self._token_gap
-            return start - now
+            return 0.0
 
     def correct(self, more: int) -> None:
         """A request took so many tokens more (or, below 0, fewer) than were reserved."""
@@ -55,15 +61,10 @@ class Pace:
         with self._lock:
             self._held = max(self._held, self._clock() + seconds)
 
-    def held(self) -> float:
-        """Seconds for which nothing may start, from now."""
-        with self._lock:
-            return max(0.0, self._held - self._clock())
-
     def wait(self, tokens: int) -> None:
         """Wait for a moment at which a request of so many tokens may start; raises Stopped."""
-        self.sleep(self.reserve(tokens))
-        while left := self.held():  # told to wait in the meantime
+        since = self._clock()
+        while left := self.take(tokens, since):
             self.sleep(left)
         if self._stop.is_set():
             raise Stopped
