@@ -63,9 +63,9 @@ def encode_sample(
         pictures = crop([image.load() for image in sample.images])
     except DataError as error:
         raise RowError(str(error), sample.id, sample.source) from None
+    if ask is not None:
+        sample = ask(sample, pictures)
     try:
-        if ask is not None:
-            sample = ask(sample, pictures)
         if sample.separate:
             encoded = encode_branches(
                 processor, [pieces(turn.messages, pictures) for turn in side_by_side(sample)]
