@@ -17,7 +17,7 @@ from oculi.recipes.aurora_future import (
     aurora_reconstruct_tiny,
     aurora_video,
 )
-from oculi.recipes.llava import llava, llava_aimv2
+from oculi.recipes.llava import llava, llava_aimv2, llava_next
 from oculi.recipes.tiny import llava_tiny, vora_tiny
 from oculi.recipes.tiny_aurora import aurora_tiny
 from oculi.recipes.vlsa import (
@@ -37,6 +37,7 @@ BUILTIN: dict[str, Callable[[], Recipe]] = {
         vora_anyres,
         llava,
         llava_aimv2,
+        llava_next,
         vlsa,
         vora_tiny,
         llava_tiny,
