@@ -37,14 +37,15 @@ class Measured:
 
     Attributes:
         values: by metric; one that could not be measured is missing.
-        answers: for exact match, right or wrong question by question.
+        answers: for exact match, question by question: right or wrong, or for a change of it what right
+            has become of before, -1 to 1.
         curves: what its pre-training logged, step by step.
         seconds: of training, over all its resumes.
         ended: ``finished``, or ``not finite`` for a run that broke off there.
     """
 
     values: dict[str, float]
-    answers: dict[str, tuple[bool, ...]]
+    answers: dict[str, tuple[float, ...]]
     curves: dict[str, Floats]
     seconds: float
     ended: str
@@ -105,7 +106,7 @@ def measure(
         losses = np.array([])
     values = metrics.stability(losses, metrics.spikes(run, stage.name), finite)
     values["samples"] = float(stage.steps * stage.batch)
-    answers: dict[str, tuple[bool, ...]] = {}
+    answers: dict[str, tuple[float, ...]] = {}
     if finite:
         values |= {
             name: metrics.final_mean(curves[key])
@@ -130,7 +131,7 @@ class Finished:
     run: Path
     quick: bool
     values: dict[str, float]
-    answers: dict[str, tuple[bool, ...]]
+    answers: dict[str, tuple[float, ...]]
 
 
 def _last_stage(recipe: Recipe, run: Path) -> Path:
@@ -138,7 +139,7 @@ def _last_stage(recipe: Recipe, run: Path) -> Path:
 
 
 def _scores(
-    recipe: Recipe, run: Path, values: dict[str, float], answers: dict[str, tuple[bool, ...]]
+    recipe: Recipe, run: Path, values: dict[str, float], answers: dict[str, tuple[float, ...]]
 ) -> None:
     """Exact match of the recipe's evaluations after its last stage: the first, and unseen pairs."""
     for spec in recipe.evals:
@@ -157,7 +158,7 @@ def _tasks(
     tasks: Mapping[str, str],
     quick: bool,
     values: dict[str, float],
-    answers: dict[str, tuple[bool, ...]],
+    answers: dict[str, tuple[float, ...]],
 ) -> None:
     """Exact match and vision tokens of tasks that the recipe does not evaluate, a file each."""
     asking = Asking(_last_stage(recipe, run), run / "evals", QUICK_QUESTIONS if quick else None)
@@ -185,6 +186,9 @@ def _text(of: Finished) -> None:
         "text_before": share["before"], "text_loss_before": before["loss"],
     })  # fmt: skip
     of.answers["text"] = tuple(right["after"])
+    of.answers["text_change"] = tuple(
+        int(now) - int(was) for now, was in zip(right["after"], right["before"], strict=True)
+    )
 
 
 def _blocks(of: Finished) -> None:
