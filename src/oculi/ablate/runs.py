@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from oculi.ablate.metrics import Floats
 from oculi.errors import AblationError
 from oculi.recipe import Recipe
 from oculi.recipe import load as load_recipe
+from oculi.testbed import CHECKPOINTS
 from oculi.training import checkpoint as ckpt
 from oculi.training.folder import first_difference
 from oculi.training.loop import NonFiniteError
@@ -51,17 +53,25 @@ class Measured:
     ended: str
 
 
+def testbed() -> str:
+    """SHA-256 of the tiny checkpoints' manifest: their names stay when they are built anew."""
+    manifest = CHECKPOINTS / "MANIFEST.json"
+    return hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.exists() else ""
+
+
 def folder_of(recipe: Recipe, runs: Path, name: str) -> Path:
     """Where a run is or will be: ``runs/name``, unless another finished run there has its recipe.
 
-    Ablations that share a folder of runs have rows in common under other names, as the baseline.
+    And the same tiny checkpoints, whose names are in the recipe alone. Ablations that share a folder of
+    runs have rows in common under other names, as the baseline.
     """
     own = runs / name
     if own.exists():
         return own
+    now = testbed()
     for mark in sorted(runs.glob(f"*/{SIDE}/ended.json")):
         other = mark.parent.parent
-        if load_recipe(other / "recipe.yaml") == recipe:
+        if _read(mark).get("testbed") == now and load_recipe(other / "recipe.yaml") == recipe:
             return other
     return own
 
@@ -70,7 +80,7 @@ def finish(recipe: Recipe, run: Path) -> bool:
     """Train a run to its end unless that is done; returns whether anything was left to do.
 
     Raises:
-        AblationError: the folder holds a run of another recipe.
+        AblationError: the folder holds a run of another recipe, or of other tiny checkpoints.
         Stopped, DiskError, ...: as ``oculi.train`` does; the next call goes on.
     """
     mark = run / SIDE / "ended.json"
@@ -80,13 +90,18 @@ def finish(recipe: Recipe, run: Path) -> bool:
             raise AblationError(
                 f"{run} was trained with another recipe: {changed}. Choose another --out (or --runs)"
             )
+        if _read(mark).get("testbed") != testbed():
+            raise AblationError(
+                f"{run} was trained from other tiny checkpoints than those that are there now. "
+                "Choose another --out (or --runs)"
+            )
         return False
     ended = "finished"
     try:
         train(recipe, run, resume=(run / "recipe.yaml").exists(), quiet=True)
     except NonFiniteError:  # a collapse is a result
         ended = "not finite"
-    _write(mark, {"ended": ended})
+    _write(mark, {"ended": ended, "testbed": testbed()})
     return True
 
 
