@@ -291,7 +291,10 @@ def evaluate(
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="number of questions")] = None,
     image_root: Annotated[str | None, typer.Option(help="where image paths start")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="longest answer in tokens")] = 64,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="longest answer; default 64, or what the longest true one needs"),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="folder for result.json and answers.jsonl")
     ] = None,

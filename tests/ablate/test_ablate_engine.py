@@ -285,6 +285,29 @@ def test_a_run_is_shared_under_another_name(
     assert judged.interval is not None and judged.interval.effect == pytest.approx(-0.75)
 
 
+@pytest.mark.parametrize(
+    "kept", ['{"ended": "finished", "testbed": "of old"}', '{"ended": "finished"}']
+)
+def test_runs_of_other_checkpoints_are_not_shared(
+    kept: str, world: World, ablation: Ablation, tmp_path: Path
+) -> None:
+    """The tiny checkpoints keep their names when they are built anew; a recipe has only these."""
+    world.ablate(ablation, tmp_path / "one")
+    taken = tmp_path / "one" / "runs"
+    for mark in taken.glob("*/ablate/ended.json"):
+        mark.write_text(kept)
+    with pytest.raises(
+        AblationError, match=r"plain-seed0 .* other tiny checkpoints.* another --out"
+    ):
+        world.ablate(ablation, tmp_path / "two", runs=taken)
+    rows = tuple(replace(row, name=f"new-{row.name}") for row in ablation.rows)
+    claims = (Claim("better", "", difference(rows[1].name, rows[0].name, "loss"), "below", 0.1),)
+    other = replace(ablation, rows=rows, claims=claims, levels=None, columns=("loss",))
+    world.trained.clear()
+    world.ablate(other, tmp_path / "three", runs=taken)
+    assert world.trained == [(f"new-{name}", False) for name in NAMES]
+
+
 def test_levels_compare_the_runs_of_one_seed(
     world: World, ablation: Ablation, tmp_path: Path
 ) -> None:

@@ -120,6 +120,9 @@ def test_what_is_measured_is_kept(trained: Path, tiny: Tiny, monkeypatch: Any) -
         first.values
     )
     assert len(first.answers["text"]) == runs.QUICK_QUESTIONS
+    changes = first.answers["text_change"]  # question by question, so that claims are bootstrapped
+    assert len(changes) == runs.QUICK_QUESTIONS and set(changes) <= {-1, 0, 1}
+    assert first.values["text_change"] == pytest.approx(sum(changes) / len(changes))
 
     def again(*args: Any) -> None:
         raise AssertionError("measured twice")

@@ -14,7 +14,7 @@ SEEDS = range(3)
 
 
 def run(
-    answers: Mapping[str, tuple[bool, ...]] | None = None, ended: str = "finished", **values: float
+    answers: Mapping[str, tuple[float, ...]] | None = None, ended: str = "finished", **values: float
 ) -> Measured:
     return Measured(values, dict(answers or {}), {}, 1.0, ended)
 
@@ -89,6 +89,20 @@ def test_exact_match_has_to_survive_other_questions(better: int, worse: int, wan
     assert found.verdict == wanted
     assert found.sample == "3 seeds, paired x 100 questions"
     assert found.interval is not None and found.interval.low < found.interval.effect
+
+
+def test_a_change_of_one_row_has_to_survive_other_questions() -> None:
+    """Of 100 questions each seed loses the same ten: the seeds have no spread."""
+    lost = (-1,) * 10 + (0,) * 90
+
+    def row(name: str, seed: int) -> Measured:
+        return run({"text_change": lost}, text_change=sum(lost) / 100)
+
+    effect = Contrast((Term(1, "a", "text_change"),))
+    found = judge(Claim("c", "p", effect, "above", -0.12), results(row, "a"), SEEDS)
+    assert found.verdict == "not decidable" and found.interval is not None
+    assert found.interval.low == pytest.approx(-0.1 - 1.96 * 0.03, abs=0.01)
+    assert found.sample == "3 seeds, paired x 100 questions"
 
 
 def test_exact_match_has_to_survive_other_seeds() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from oculi.ablate import metrics
+from oculi.ablate.asking import right
 from oculi.ablate.metrics import (
     final_mean,
     level_at,
@@ -97,6 +98,18 @@ def test_a_log_is_read_by_stage(tmp_path: Path) -> None:
     assert found.keys() == {"step", "lm"} and found["lm"].tolist() == [1.0, 0.5]
     assert spikes(tmp_path, "pretrain") == 1
     assert logged(tmp_path / "none", "pretrain") == {} and spikes(tmp_path / "none", "x") == 0
+
+
+def test_what_a_text_holds_does_not_part_lines(tmp_path: Path) -> None:
+    """JSON may leave these characters as they are; only a newline ends a line."""
+    said = "blue\u2028or\u2029red\x85"
+    rows = [{"stage": "s", "event": "loss spike", "correct": True, "said": said}] * 2
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    for name in ("events.jsonl", "answers.jsonl"):
+        (tmp_path / name).write_text(lines, encoding="utf-8")
+    assert spikes(tmp_path, "s") == 2 and right(tmp_path) == [True, True]
+    (tmp_path / "answers.jsonl").write_text("")
+    assert right(tmp_path) == []
 
 
 def test_names_and_units() -> None:

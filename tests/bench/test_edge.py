@@ -1,11 +1,16 @@
 """``oculi bench edge``: its numbers and its goals."""
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from oculi.bench import edge
 from oculi.bench.edge import Report, Scores, Speed
+from oculi.data.sample import ImageSlot, Message
 from oculi.edge.measure import Measured
+from oculi.eval.asked import Question
 
 
 def measured(seconds: float) -> Measured:
@@ -25,6 +30,30 @@ def test_goals_follow_from_the_numbers() -> None:
     text = "\n".join(good.lines())
     assert "500 questions" in text and "4.00" in text
     assert good.to_json()["speeds"][0]["times"] == pytest.approx(4)
+
+
+def test_opening_a_picture_is_no_part_of_an_answer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    now = [0.0]
+
+    def passes(seconds: float) -> None:
+        now[0] += seconds
+
+    picture: Any = SimpleNamespace(load=lambda: passes(1.0))
+    messages = (Message("user", (ImageSlot(0), "\nWhat?")),)
+    question = Question("a", 1, "kind", messages, (picture,), "What?", "red")
+    model: Any = SimpleNamespace(parameters=list)
+    processor: Any = SimpleNamespace(
+        encode=lambda talk, add_generation_prompt: talk,
+        tokenizer=SimpleNamespace(eos_token_id=1, pad_token_id=0),
+    )
+    monkeypatch.setattr(edge, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(edge, "answer_torch", lambda *given: passes(0.5))
+    for name in ("load", "export_onnx", "ask", "summary"):
+        monkeypatch.setattr(edge, name, lambda *given, **named: None)
+    found = edge._speed("tiny", model, processor, [question], tmp_path, 1, lambda: None)
+    assert found.torch == 0.5
 
 
 @pytest.mark.slow

@@ -34,6 +34,12 @@ def test_it_runs_at_tiny_shapes(tmp_path: Path) -> None:
     assert "--checkpointing selective" in page.read_text()
 
 
+def test_the_head_reads_the_last_row_of_a_prompt() -> None:
+    """As ``generate`` does it: the bound of all rows would be 16.29 TFLOP."""
+    weights = 7_615_616_512 - QWEN_7B.vocabulary * QWEN_7B.width  # without the table
+    assert gpu.prefill_flops(weights, QWEN_7B) == pytest.approx(15.04e12, rel=1e-3)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_real_shapes_need_a_device() -> None:
     for arguments, said in (

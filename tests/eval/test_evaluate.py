@@ -71,6 +71,33 @@ def test_every_answer_is_written_in_order(loaded: tuple[Any, Any], tmp_path: Pat
         assert picture.size == (4, 8)
 
 
+def test_the_longest_true_answer_can_be_given(
+    loaded: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nine cells of 16 levels need more than 64 tokens: cut there, a perfect model scores 0."""
+    processor = loaded[1]
+    asked = open_task("pixels:playroom:3?grid=3x3&levels=16")
+    ids = [processor.chat.encode_text(question.answer) for question in asked.load(3)]
+
+    def perfect(model: Any, processor: Any, prompts: Any, most: int) -> list[str]:
+        chosen = [ids[int(place)] for place in order[: len(prompts)]]
+        return [processor.tokenizer.decode(one[:most]) for one in chosen]
+
+    lengths = [module._length(question, processor, False) for question in asked.load(3)]
+    order = sorted(range(3), key=lambda i: lengths[i])
+    monkeypatch.setattr(module, "answer", perfect)
+    result = evaluate(*loaded, asked, tmp_path / "needed", limit=3)
+    longest = max(map(len, ids))
+    assert longest > 64 and result["exact"]["score"] == 1
+    assert result["decoding"]["max_new_tokens"] == longest + 1  # and the end of the turn
+    assert (
+        evaluate(*loaded, asked, tmp_path / "cut", limit=3, max_new_tokens=64)["exact"]["score"]
+        == 0
+    )
+    short = evaluate(*loaded, task(*MADE[:1]), tmp_path / "short")
+    assert short["decoding"]["max_new_tokens"] == 64
+
+
 def test_the_batch_size_changes_no_answer(loaded: tuple[Any, Any], tmp_path: Path) -> None:
     """Left padding, other rows' images, the order of prompts: nothing may leak into an answer."""
     found = []

@@ -16,6 +16,7 @@ from oculi.cli import app
 from oculi.data.sample import ImageSlot
 from oculi.errors import DataError
 from oculi.eval import evaluate as module
+from oculi.eval.compare import compare
 from oculi.eval.evaluate import evaluate
 from oculi.eval.mme import CATEGORIES, SCORING, SPLITS, WORLD_KNOWLEDGE, open_mme, yes_or_no
 from oculi.eval.tasks import open_task
@@ -96,7 +97,7 @@ def test_both_forms_ask_the_same(tmp_path: Path) -> None:
         return [
             (
                 row.category,
-                row.sample.id.rpartition("/")[2],
+                row.sample.id,
                 row.sample.messages,
                 row.sample.images[0].load().tobytes(),
             )
@@ -156,7 +157,7 @@ def test_a_bad_folder_is_one_line(tmp_path: Path) -> None:
     file = folder / "posters" / "questions_answers_YN" / "0.txt"
     for text, reason in (
         ("Is it red? Yes\n", "line 1 has no tab between question and answer"),
-        ("Is it red?\tYes\n", '"0.png" has 1 questions'),
+        ("Is it red?\tYes\n", '"posters/0.png" has 1 questions'),
         ("Is it red?\tred\n", 'the answer is "red"'),
     ):
         file.write_text(text)
@@ -268,6 +269,21 @@ def test_a_model_is_scored(
     assert "world knowledge        500.0 of 800" in lines
     assert any(line.startswith("perception") and "without existence" in line for line in lines)
     assert not any(line.startswith("cognition") for line in lines)
+
+
+def test_two_evaluations_are_compared(
+    loaded: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both questions of every picture, where categories have pictures of the same names."""
+    task = open_task(f"mme:{release(tmp_path / 'mme', table(('posters', 'OCR')))}")
+    for always in ("Yes", "No"):
+        monkeypatch.setattr(
+            module, "answer", lambda m, p, asked, n, said=always: [said] * len(asked)
+        )
+        evaluate(*loaded, task, tmp_path / always)
+    (found,) = compare(tmp_path / "Yes", tmp_path / "No")
+    assert {name: one.n for name, one in found.groups.items()} == {"all": 8, "OCR": 4, "posters": 4}
+    assert found.groups["all"].only_first == found.groups["all"].only_second == 4
 
 
 def test_the_command(finished: Path, tmp_path: Path) -> None:

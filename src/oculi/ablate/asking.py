@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from oculi.ablate.metrics import json_lines
 from oculi.eval.evaluate import evaluate
 from oculi.eval.tasks import open_task
 from oculi.export.load import load_exported
@@ -59,5 +59,4 @@ def evaluation(evals: Path, stage: str, task: str) -> Path:
 
 def right(folder: Path) -> list[bool]:
     """Whether each answer of an evaluation is right, in the order of the questions."""
-    lines = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
-    return [bool(json.loads(line)["correct"]) for line in lines]
+    return [bool(row["correct"]) for row in json_lines(folder / "answers.jsonl")]

@@ -7,7 +7,6 @@ OUT/report.md, .json, .svg after every seed, and at the end with the verdicts
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -21,11 +20,10 @@ from oculi.ablate.jobs import Job, Say, done
 from oculi.ablate.judge import QUICK
 from oculi.ablate.metrics import relative_steps, shown_value
 from oculi.ablate.report import Report
-from oculi.ablate.runs import Measured
+from oculi.ablate.runs import Measured, testbed
 from oculi.ablate.spec import ORDER, Ablation, Row
 from oculi.errors import AblationError, RecipeError
 from oculi.recipe import Recipe, override, validate
-from oculi.testbed import CHECKPOINTS
 from oculi.training.folder import first_difference, lock, writable
 
 CLAIMS = "claims.json"
@@ -161,7 +159,7 @@ def plan_of(
         "quick": quick,
         "seeds": list(range(seeds)),
         "claims": [claim.to_json(seeds) for claim in ablation.claims],
-        "testbed": _testbed(),
+        "testbed": testbed(),
         "levels": ablation.levels and dict(ablation.levels.shares),
         "tasks": dict(ablation.tasks) or None,
         "varied": list(ablation.varied) or None,
@@ -170,12 +168,6 @@ def plan_of(
             for name, recipe in recipes.items()
         },
     }
-
-
-def _testbed() -> str:
-    """SHA-256 of the tiny checkpoints' manifest: their names stay when they are built anew."""
-    manifest = CHECKPOINTS / "MANIFEST.json"
-    return hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.exists() else ""
 
 
 def check_folder(out: Path, resume: bool) -> None:

@@ -2,6 +2,10 @@
 
 VoRA freezes the LLM to keep its abilities, and mixes text into pre-training against what is lost
 nevertheless (sections 3.1 and 4.2). LoRA is merged, so it acts on text as well.
+
+The questions are drawn by other dice than the LLM's training texts, which does not make all of them new:
+there are few sums and words. Of 1,400 prompts 44 % are also among 137,000 training prompts (of 200 each:
+add 176, subtract 187, copy 54, spell 200, sort numbers 1, sort words and reverse 0).
 """
 
 from __future__ import annotations
@@ -46,7 +50,7 @@ class TextAbility:
 
 
 def text_ability(folder: Path, questions: int) -> TextAbility:
-    """Ask the model of an exported stage the first held-out questions of the skills.
+    """Ask the model of an exported stage the first questions of the skills' test split.
 
     Raises:
         CheckpointError: the folder is no exported model.

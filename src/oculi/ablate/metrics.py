@@ -122,6 +122,13 @@ def spikes(run: Path, stage: str) -> int:
     return sum(entry["event"] == "loss spike" for entry in _lines(run / "events.jsonl", stage))
 
 
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """The entries of a file with one in a line."""
+    # Not splitlines: a text may hold a separator of its own, which JSON leaves as it is.
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line]
+
+
 def final_mean(values: Floats) -> float:
     """Mean over the last tenth, of at least one value."""
     return float(values[-max(1, round(LAST * len(values))) :].mean())
@@ -193,7 +200,4 @@ def _number(value: Any) -> bool:
 
 
 def _lines(path: Path, stage: str) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [entry for entry in entries if entry["stage"] == stage]
+    return [e for e in json_lines(path) if e["stage"] == stage] if path.exists() else []

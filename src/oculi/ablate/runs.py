@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from oculi.ablate.metrics import Floats
 from oculi.errors import AblationError
 from oculi.recipe import Recipe
 from oculi.recipe import load as load_recipe
+from oculi.testbed import CHECKPOINTS
 from oculi.training import checkpoint as ckpt
 from oculi.training.folder import first_difference
 from oculi.training.loop import NonFiniteError
@@ -37,30 +39,39 @@ class Measured:
 
     Attributes:
         values: by metric; one that could not be measured is missing.
-        answers: for exact match, right or wrong question by question.
+        answers: for exact match, question by question: right or wrong, or for a change of it what right
+            has become of before, -1 to 1.
         curves: what its pre-training logged, step by step.
         seconds: of training, over all its resumes.
         ended: ``finished``, or ``not finite`` for a run that broke off there.
     """
 
     values: dict[str, float]
-    answers: dict[str, tuple[bool, ...]]
+    answers: dict[str, tuple[float, ...]]
     curves: dict[str, Floats]
     seconds: float
     ended: str
 
 
+def testbed() -> str:
+    """SHA-256 of the tiny checkpoints' manifest: their names stay when they are built anew."""
+    manifest = CHECKPOINTS / "MANIFEST.json"
+    return hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.exists() else ""
+
+
 def folder_of(recipe: Recipe, runs: Path, name: str) -> Path:
     """Where a run is or will be: ``runs/name``, unless another finished run there has its recipe.
 
-    Ablations that share a folder of runs have rows in common under other names, as the baseline.
+    And the same tiny checkpoints, whose names are in the recipe alone. Ablations that share a folder of
+    runs have rows in common under other names, as the baseline.
     """
     own = runs / name
     if own.exists():
         return own
+    now = testbed()
     for mark in sorted(runs.glob(f"*/{SIDE}/ended.json")):
         other = mark.parent.parent
-        if load_recipe(other / "recipe.yaml") == recipe:
+        if _read(mark).get("testbed") == now and load_recipe(other / "recipe.yaml") == recipe:
             return other
     return own
 
@@ -69,7 +80,7 @@ def finish(recipe: Recipe, run: Path) -> bool:
     """Train a run to its end unless that is done; returns whether anything was left to do.
 
     Raises:
-        AblationError: the folder holds a run of another recipe.
+        AblationError: the folder holds a run of another recipe, or of other tiny checkpoints.
         Stopped, DiskError, ...: as ``oculi.train`` does; the next call goes on.
     """
     mark = run / SIDE / "ended.json"
@@ -79,13 +90,18 @@ def finish(recipe: Recipe, run: Path) -> bool:
             raise AblationError(
                 f"{run} was trained with another recipe: {changed}. Choose another --out (or --runs)"
             )
+        if _read(mark).get("testbed") != testbed():
+            raise AblationError(
+                f"{run} was trained from other tiny checkpoints than those that are there now. "
+                "Choose another --out (or --runs)"
+            )
         return False
     ended = "finished"
     try:
         train(recipe, run, resume=(run / "recipe.yaml").exists(), quiet=True)
     except NonFiniteError:  # a collapse is a result
         ended = "not finite"
-    _write(mark, {"ended": ended})
+    _write(mark, {"ended": ended, "testbed": testbed()})
     return True
 
 
@@ -105,7 +121,7 @@ def measure(
         losses = np.array([])
     values = metrics.stability(losses, metrics.spikes(run, stage.name), finite)
     values["samples"] = float(stage.steps * stage.batch)
-    answers: dict[str, tuple[bool, ...]] = {}
+    answers: dict[str, tuple[float, ...]] = {}
     if finite:
         values |= {
             name: metrics.final_mean(curves[key])
@@ -130,7 +146,7 @@ class Finished:
     run: Path
     quick: bool
     values: dict[str, float]
-    answers: dict[str, tuple[bool, ...]]
+    answers: dict[str, tuple[float, ...]]
 
 
 def _last_stage(recipe: Recipe, run: Path) -> Path:
@@ -138,7 +154,7 @@ def _last_stage(recipe: Recipe, run: Path) -> Path:
 
 
 def _scores(
-    recipe: Recipe, run: Path, values: dict[str, float], answers: dict[str, tuple[bool, ...]]
+    recipe: Recipe, run: Path, values: dict[str, float], answers: dict[str, tuple[float, ...]]
 ) -> None:
     """Exact match of the recipe's evaluations after its last stage: the first, and unseen pairs."""
     for spec in recipe.evals:
@@ -157,7 +173,7 @@ def _tasks(
     tasks: Mapping[str, str],
     quick: bool,
     values: dict[str, float],
-    answers: dict[str, tuple[bool, ...]],
+    answers: dict[str, tuple[float, ...]],
 ) -> None:
     """Exact match and vision tokens of tasks that the recipe does not evaluate, a file each."""
     asking = Asking(_last_stage(recipe, run), run / "evals", QUICK_QUESTIONS if quick else None)
@@ -185,6 +201,9 @@ def _text(of: Finished) -> None:
         "text_before": share["before"], "text_loss_before": before["loss"],
     })  # fmt: skip
     of.answers["text"] = tuple(right["after"])
+    of.answers["text_change"] = tuple(
+        int(now) - int(was) for now, was in zip(right["after"], right["before"], strict=True)
+    )
 
 
 def _blocks(of: Finished) -> None:

@@ -299,11 +299,17 @@ def _serving(
         weights -= shapes.vocabulary * shapes.width
     return {
         "first_token_seconds": first,
-        "first_token_bound_seconds": 2 * weights * shapes.length / product,
+        "first_token_bound_seconds": prefill_flops(weights, shapes) / product,
         "tokens_per_second": tokens / max(whole - first, 1e-9),
         # A copy reads and writes; decoding only reads.
         "tokens_per_second_bound": copy / (2 * weights),
     }
+
+
+def prefill_flops(weights: int, shapes: Shapes) -> float:
+    """Of a prompt through weights that are read; its last row alone goes through the LM head."""
+    head = shapes.vocabulary * shapes.width
+    return 2.0 * ((weights - head) * shapes.length + head)
 
 
 def _wait(device: str) -> None:

@@ -82,7 +82,7 @@ def evaluate_command(
     blind: bool,
     above_blind: bool,
     limit: int | None,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     out: Path | None,
     on_progress: Callable[[int, int], None] | None,
 ) -> Results:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -19,6 +20,9 @@ from oculi.errors import DataError, shown
 from oculi.eval.score import Z, mean_interval, wilson
 
 Row = Mapping[str, Any]
+# Group, id and turn of a question, and how often they were there before it: rows of a data file may
+# share an id, and so do the questions of a picture of MME.
+Key = tuple[str, str, int, int]
 ALL = "all"
 NEEDED = {"id": str, "turn": int, "group": str, "question": str, "answer": str, "correct": bool}
 
@@ -152,8 +156,8 @@ def compare(first: Path, second: Path, kinds: Sequence[str] = ()) -> list[Compar
             and only evaluations that have such. Without any: all.
 
     Raises:
-        DataError: a file is damaged or missing, the same question has two answers, none is shared, or
-            none is of these kinds.
+        DataError: a file is damaged or missing, what should be the same question has two texts or
+            answers, none is shared, or none is of these kinds.
     """
     if (first / "evals").is_dir() and (second / "evals").is_dir():
         names = sorted(_evaluations(first) & _evaluations(second))
@@ -183,9 +187,7 @@ def compare(first: Path, second: Path, kinds: Sequence[str] = ()) -> list[Compar
     return found
 
 
-def _of_kinds(
-    rows: Mapping[tuple[str, int], Row], kinds: Sequence[str]
-) -> dict[tuple[str, int], Row]:
+def _of_kinds(rows: Mapping[Key, Row], kinds: Sequence[str]) -> dict[Key, Row]:
     return {
         key: row
         for key, row in rows.items()
@@ -201,7 +203,7 @@ def _name(path: Path) -> str:
     return path.parent.name if path.is_file() else path.name
 
 
-def _read(path: Path) -> dict[tuple[str, int], Row]:
+def _read(path: Path) -> dict[Key, Row]:
     """The rows of an evaluation by question."""
     file = path if path.is_file() else path / "answers.jsonl"
     if not file.is_file():
@@ -209,7 +211,8 @@ def _read(path: Path) -> dict[tuple[str, int], Row]:
         if found := sorted(_evaluations(path)):
             hint = f"; it is a run: name one of its evaluations, as {path / 'evals' / found[0]}"
         raise DataError(f"{path} has no answers.jsonl, which `oculi eval` writes{hint}")
-    rows: dict[tuple[str, int], Row] = {}
+    rows: dict[Key, Row] = {}
+    times: Counter[tuple[str, str, int]] = Counter()
     for number, row in _rows(file):
         wrong = [name for name, kind in NEEDED.items() if type(row.get(name)) is not kind]
         if wrong:
@@ -217,10 +220,9 @@ def _read(path: Path) -> dict[tuple[str, int], Row]:
         measures = row.get("measures", {})
         if not isinstance(measures, dict) or not all(map(_is_number, measures.values())):
             raise DataError(f"{file}:{number}: measures are not numbers by name")
-        key = row["id"], row["turn"]
-        if key in rows:
-            raise DataError(f"{file}:{number}: turn {key[1]} of {shown(key[0])} once more")
-        rows[key] = row
+        place = row["group"], row["id"], row["turn"]
+        rows[*place, times[place]] = row
+        times[place] += 1
     return rows
 
 
@@ -246,8 +248,8 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _compare(
     name: str,
-    first: Mapping[tuple[str, int], Row],
-    second: Mapping[tuple[str, int], Row],
+    first: Mapping[Key, Row],
+    second: Mapping[Key, Row],
     a: Path,
     b: Path,
 ) -> Comparison:
@@ -255,14 +257,16 @@ def _compare(
     if not shared:
         raise DataError(f"{a} and {b} share no question: they are of different tasks or samples")
     for key in shared:
-        if first[key]["answer"] != second[key]["answer"]:
-            raise DataError(
-                f"turn {key[1]} of {shown(key[0])} has the answer {shown(first[key]['answer'])} in {a} "
-                f"and {shown(second[key]['answer'])} in {b}: these are not the same questions"
-            )
-    groups: dict[str, list[tuple[str, int]]] = {ALL: shared}
+        for field, verb in (("question", "asks"), ("answer", "has the answer")):
+            ours, theirs = first[key][field], second[key][field]
+            if ours != theirs:
+                raise DataError(
+                    f"turn {key[2]} of {shown(key[1])} {verb} {shown(ours)} in {a} and {shown(theirs)} "
+                    f"in {b}: these are not the same questions"
+                )
+    groups: dict[str, list[Key]] = {ALL: shared}
     for part in (_group, _form):
-        parts: dict[str, list[tuple[str, int]]] = {}
+        parts: dict[str, list[Key]] = {}
         for key in shared:
             parts.setdefault(part(first[key]), []).append(key)
         if len(parts) > 1:
@@ -287,9 +291,9 @@ def _form(row: Row) -> str:
 
 
 def _measures(
-    first: Mapping[tuple[str, int], Row],
-    second: Mapping[tuple[str, int], Row],
-    shared: Sequence[tuple[str, int]],
+    first: Mapping[Key, Row],
+    second: Mapping[Key, Row],
+    shared: Sequence[Key],
 ) -> dict[str, dict[str, float]]:
     """Mean differences of what both measured of every shared answer."""
     kept: dict[str, list[float]] = {}

@@ -22,6 +22,7 @@ from oculi.model.processing_oculi import Encoded
 
 Progress = Callable[[int, int], None]
 KEPT_IMAGES = 24
+NEW_TOKENS = 64  # of an answer, unless the true one is longer
 
 
 def encode_question(question: Question, processor: OculiProcessor, blind: bool) -> Encoded:
@@ -36,6 +37,12 @@ def _length(question: Question, processor: OculiProcessor, blind: bool) -> int:
     if blind:
         return processor.length(pieces(without_images(question.messages), []))
     return processor.length(pieces(question.messages, sizes(question.images)))
+
+
+def _needed(asked: Sequence[Question], processor: OculiProcessor) -> int:
+    """New tokens that let every true answer be given whole, with the end of its turn."""
+    longest = max(len(processor.chat.encode_text(question.answer)) for question in asked)
+    return max(NEW_TOKENS, longest + 1)
 
 
 @torch.inference_mode()
@@ -69,7 +76,7 @@ def evaluate(
     blind: bool = False,
     limit: int | None = None,
     batch: int = 64,
-    max_new_tokens: int = 64,
+    max_new_tokens: int | None = None,
     on_progress: Progress | None = None,
     labels: dict[str, str] | None = None,
 ) -> dict[str, Any]:
@@ -80,6 +87,7 @@ def evaluate(
         out: folder for ``result.json`` and ``answers.jsonl``; made if need be.
         blind: ask without the images.
         limit: number of questions.
+        max_new_tokens: longest answer; None: 64, or what the longest true answer needs.
         labels: further entries of the result, such as the checkpoint's name.
 
     Returns:
@@ -92,6 +100,7 @@ def evaluate(
     asked = task.load(limit)
     if not asked:
         raise DataError(f"the task {task.name} has no questions")
+    most = max_new_tokens or _needed(asked, processor)
     predictions: dict[int, str] = {}
     # Prompts of like length together: less padding, the same answers. Pictures are opened batch by
     # batch, for those of a large task do not fit into memory.
@@ -103,7 +112,7 @@ def evaluate(
         for start in range(0, len(order), batch):
             chosen = order[start : start + batch]
             prompts = [encode_question(asked[i], processor, blind) for i in chosen]
-            texts = answer(model, processor, prompts, max_new_tokens)
+            texts = answer(model, processor, prompts, most)
             predictions.update(zip(chosen, texts, strict=True))
             if on_progress:
                 on_progress(len(predictions), len(asked))
@@ -117,7 +126,7 @@ def evaluate(
         "scoring": task.scoring.name,
         **_scores(rows),
         **task.scoring.summary(rows),
-        "decoding": {"greedy": True, "max_new_tokens": max_new_tokens},
+        "decoding": {"greedy": True, "max_new_tokens": most},
         "seconds": round(time.monotonic() - began, 1),
     }
     (out / "result.json").write_text(json.dumps(result, indent=1), encoding="utf-8")

@@ -160,10 +160,8 @@ def _folder_rows(path: Path) -> Iterator[MmeRow]:
                     raise RowError(f"there is no picture {shown(file.stem)} in {pictures}")
                 image = image_ref(images[file.stem].name, pictures)
                 for number, (question, answer) in enumerate(_lines(file, path), start=1):
-                    yield _question(
-                        images[file.stem].name, question, answer, category, image,
-                        f"{file}:{number}",
-                    )  # fmt: skip
+                    id = f"{category}/{images[file.stem].name}"  # as the files of rows have it
+                    yield _question(id, question, answer, category, image, f"{file}:{number}")
             except (RowError, ImageError) as error:
                 said = error.reason if isinstance(error, RowError) else str(error)
                 raise DataError(f"{file}: {said}") from None

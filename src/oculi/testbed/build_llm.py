@@ -162,7 +162,7 @@ def exact(model: Any, tok: Any, turns: Sequence[language.Turn]) -> list[bool]:
 
 
 def evaluate(model: Any, tok: Any, n: int) -> dict[str, dict[str, float]]:
-    """Return per cent exactly right by kind on `n` held-out texts of levels, drills and skills."""
+    """Return per cent exactly right by kind on `n` test texts each of levels, drills and skills."""
     model.eval()
     sets = {
         f"level {level}": [language.reading(level, "test", number) for number in range(n)]
