@@ -86,8 +86,9 @@ def llava_next() -> Recipe:
         --data finetune=llava_next_790k.json --out RUN
 
     The LLM reads the snapshot and all of up to four tiles, a learnt token behind each row: at most 2,928
-    tokens, where `vlsa` has 576. In the second stage everything learns, the tower at 2e-6, the rest at 1e-5
-    (its scripts). VLSA's authors report 82.4 on VQAv2 and 64.9 on GQA for it (table 1); it was not run here.
+    tokens, where `vlsa` has 576. In the second stage everything learns, the tower at 2e-6, the rest at
+    1e-5 (its scripts). VLSA's authors report 82.4 on VQAv2 and 64.9 on GQA for it (table 1); it was not
+    run here.
     """
     recipe = llava()
     pretrain, finetune = (
