@@ -6,6 +6,8 @@ import json
 import pickle
 import sys
 from collections.abc import Callable
+from fractions import Fraction
+from math import floor
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +36,39 @@ def test_a_grid_as_fine_as_the_pixels_gives_their_values() -> None:
         assert np.array_equal(reader.values(picture, place), wanted)
 
 
-def test_a_cell_is_the_mean_of_its_area() -> None:
-    pixels = np.asarray(noise(40, 20)).astype(np.float64)
-    found = PixelReader(PixelsSpec(grid=(1, 2))).values(noise(40, 20), (50, 25))
-    wanted = [pixels[10:20, left : left + 10].mean((0, 1)) for left in (10, 20)]
-    assert np.abs(found - np.array(wanted)).max() <= 1
+def overlap(start: Fraction, end: Fraction, pixel: int) -> Fraction:
+    return max(min(end, Fraction(pixel + 1)) - max(start, Fraction(pixel)), Fraction(0))
+
+
+def mean_colour(
+    picture: Image.Image, place: tuple[int, int], grid: tuple[int, int], cell: tuple[int, int]
+) -> list[Fraction]:
+    """Of a cell of the quarter, pixel by pixel."""
+    spans = []
+    for side, vertex, cells, number in zip(picture.size[::-1], place, grid, cell, strict=True):
+        first, size = Fraction(vertex * side, 100), Fraction(side, 2 * cells)
+        start, end = first + number * size, first + (number + 1) * size
+        spans.append([overlap(start, end, pixel) / size for pixel in range(side)])
+    sums = [Fraction(0)] * 3
+    for y, down in enumerate(spans[0]):
+        for x, across in enumerate(spans[1]):
+            colour = picture.getpixel((x, y))
+            sums = [old + down * across * value for old, value in zip(sums, colour, strict=True)]
+    return sums
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (7, 5), (12, 9), (40, 3)])
+def test_a_cell_is_the_mean_of_its_area(size: tuple[int, int]) -> None:
+    """Of pixels at its edge as much counts as lies inside."""
+    picture = noise(*size)
+    for grid, levels in (((2, 2), 256), ((2, 2), 10), ((1, 3), 256), ((5, 4), 7)):
+        reader = PixelReader(PixelsSpec(grid=grid, levels=levels))
+        for place in ((0, 0), (50, 50), (17, 33), (50, 1)):
+            found = reader.values(picture, place).reshape(*grid, 3)
+            for cell in np.ndindex(grid):
+                mean = mean_colour(picture, place, grid, cell)
+                nearest = [floor(value + Fraction(1, 2)) for value in mean]
+                assert found[cell].tolist() == [value * levels // 256 for value in nearest]
 
 
 def test_levels_divide_the_range_evenly() -> None:

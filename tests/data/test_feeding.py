@@ -2,14 +2,18 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from helpers import mixture
 from oculi.data.feeding import RESTARTS, make_loader
@@ -59,6 +63,32 @@ def ids(found: list[Loaded]) -> list[list[str]]:
     return [[name for batch in loaded.batches for name in batch.sample_ids] for loaded in found]
 
 
+@pytest.fixture
+def few_files() -> Iterator[None]:
+    """A process may open no more than some dozens of files besides those that are open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 64, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_step_of_many_micro_batches_needs_few_files(
+    make_processor: Callable[..., Any], few_files: None
+) -> None:
+    """Each of its tensors in shared memory of its own would keep a file open."""
+    steps = Steps(
+        mixture(), make_processor(), seed=3, steps=6, batch=36, pack_length=90, micro_rows=1
+    )
+    found, wanted = list(make_loader(steps, 0, 1, 60)), list(make_loader(steps, 0, 0))
+    assert len(wanted[0].batches) > 12
+    assert ids(found) == ids(wanted)
+    for batch, other in zip(found[0].batches, wanted[0].batches, strict=True):
+        for field in fields(batch):
+            value, its = getattr(batch, field.name), getattr(other, field.name)
+            assert torch.equal(value, its) if isinstance(its, torch.Tensor) else value == its
+
+
 def test_a_killed_worker_costs_nothing_but_time(make_steps: Callable[..., Steps]) -> None:
     said: list[str] = []
     began = time.monotonic()
@@ -93,6 +123,39 @@ def test_a_kill_is_not_raised_where_the_trainer_happens_to_be(
         time.sleep(0)
     found = list(loader)
     assert len(found) == 39
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError, EOFError, FileNotFoundError])
+def test_a_worker_that_is_killed_as_it_hands_over(
+    make_steps: Callable[..., Steps], monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """Its memory is asked for, and nobody answers; torch raises that if the process looks alive yet."""
+    real, done = torch.multiprocessing.reductions.rebuild_storage_fd, []
+
+    @wraps(real)  # it goes through the pipe by its name
+    def rebuild(*given: Any) -> Any:
+        if done:
+            return real(*given)
+        (worker,) = set(multiprocessing.active_children()) - before
+        done.append(threading.Timer(0.3, os.kill, (worker.pid, signal.SIGKILL)))
+        done[0].start()
+        raise error
+
+    monkeypatch.setattr(torch.multiprocessing.reductions, "rebuild_storage_fd", rebuild)
+    before = set(multiprocessing.active_children())
+    said: list[str] = []
+    assert len(list(make_loader(make_steps(), 0, 1, on_restart=said.append))) == 6
+    assert len(said) == 1
+
+
+def test_an_error_of_the_system_in_a_worker_is_raised_here(
+    make_steps: Callable[..., Steps],
+) -> None:
+    def bug(times: int) -> None:
+        raise FileNotFoundError("no such file")
+
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        list(make_loader(make_steps(bug), 0, 1))
 
 
 def test_workers_that_hang_are_noticed(

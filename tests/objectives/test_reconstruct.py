@@ -11,9 +11,10 @@ from torch import Tensor
 
 from diffusion import SIZE, make_sd3, make_vae, save_pipeline
 from helpers import Tiny, mixture
-from oculi.batch import Batch
+from oculi.batch import Batch, empty_batch
 from oculi.data.loader import collate, encode_sample
 from oculi.errors import CheckpointError, RecipeError
+from oculi.model import OculiOutput
 from oculi.model.taps_oculi import Seen
 from oculi.objectives import LanguageModelling, Reconstruct, build_objectives
 from oculi.objectives.latents import DENOISER, VAE, Autoencoder, load_part, pictures
@@ -192,6 +193,15 @@ def test_text_alone_has_no_loss_and_zero_gradients(make_model: Any, make_process
     for parameter in made.epigone.parameters():
         assert parameter.grad is not None and not parameter.grad.any()
     assert all(parameter.grad is None for parameter in made.denoiser.parameters())
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_text_alone_has_its_loss_where_the_objective_lies(trained: bool) -> None:
+    """Where nothing of it is trained too: a GPU adds no number that lies in main memory."""
+    made = objective().requires_grad_(trained).to("meta")
+    part = made.total(OculiOutput(), empty_batch(), None)
+    assert part.device.type == "meta" and part.dtype == torch.float32
+    assert part.requires_grad == trained
 
 
 def test_the_autoencoder_is_no_part_of_what_is_trained_or_saved(

@@ -66,6 +66,24 @@ def test_a_loss_that_is_not_finite_changes_nothing(tiny: Tiny, weight: float) ->
     assert len(ids) == 4 and all(name in said for name in ids)
 
 
+def test_text_where_only_the_vision_part_is_trained(tiny: Tiny) -> None:
+    """Its loss has no gradient: a micro-batch of it adds none, and a step of it is one of zeros."""
+    changes = {
+        "stages.0.trainable": {"vision.*": None}, "stages.0.objectives": [{"kind": "lm"}],
+        "stages.0.micro_rows": 1, "stages.0.pack_length": 64, "model.lora": None,
+        "stages.0.merge_lora": False,
+    }  # fmt: skip
+    text = [one for one in mixture() if not one.images]
+    trainer = Trainer(tiny_recipe(tiny, **changes), text)
+    before = bits(trainer.module)
+    result = trainer.step(0)
+    assert result.loss > 0 and result.grad_norm == 0
+    assert bits(trainer.module) == before  # nothing to go on with yet
+    mixed = Trainer(tiny_recipe(tiny, **changes))
+    assert any(not len(batch.grids_N2) for batch in mixed.steps[0])
+    assert mixed.step(0).grad_norm > 0
+
+
 def test_hostile_ids_stay_on_one_line(tiny: Tiny) -> None:
     samples = [replace(sample, id=f"{sample.id}\n\x1b[2Jgone") for sample in mixture()]
     trainer = Trainer(tiny_recipe(tiny, **{"stages.0.objectives.0.weight": 3e38}), samples)

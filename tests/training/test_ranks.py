@@ -99,6 +99,26 @@ def test_they_agree_in_other_recipes(tiny: Tiny, tmp_path: Path, changes: dict[s
     agree(tmp_path / "two", alone, rel=1e-4 if "stages.1.muon" in changes else 1e-5)
 
 
+@pytest.mark.parametrize("frozen", [False, True], ids=["LLM trained", "LLM frozen"])
+def test_steps_of_text_alone(
+    tiny: Tiny, tmp_path: Path, note_samples: Recorder, frozen: bool
+) -> None:
+    """What they do not reach goes on by momentum and decay, on one process as on two."""
+    small = {"batch": 1, "pack_length": 64, "steps": 8, "weight_decay": 0.1, "schedule": "constant"}
+    changes: dict[str, Any] = {f"stages.0.{key}": value for key, value in small.items()}
+    changes |= {"stages.1.steps": 1}
+    if frozen:
+        changes |= {"stages.0.trainable": {"vision.*": None}, "stages.0.merge_lora": False}
+        changes |= {"stages.0.objectives": [{"kind": "lm"}], "model.lora": None}
+    recipe = tiny_recipe(tiny, **changes)
+    on_ranks(2, lambda: str(train(recipe, tmp_path / "two", quiet=True)))
+    note_samples(tmp_path / "alone.jsonl")
+    alone = train(recipe, tmp_path / "alone", quiet=True)
+    taken = list(map(json.loads, (tmp_path / "alone.jsonl").read_text().splitlines()))
+    assert any(step[0] in ("row-3", "row-7") for step in taken[1:8])
+    agree(tmp_path / "two", alone)
+
+
 def test_images_on_one_rank_and_only_text_on_the_other(
     tiny: Tiny, tmp_path: Path, note_samples: Recorder
 ) -> None:

@@ -126,6 +126,19 @@ def test_another_recipe_is_refused_on_resume(
     assert (finished / "metrics.jsonl").read_bytes() == before
 
 
+def test_another_order_of_what_is_trained_is_refused_on_resume(
+    finished: Path, recipe: Recipe
+) -> None:
+    """The last glob that matches a parameter gives its rate."""
+    first, second = recipe.stages
+    turned = second.model_copy(update={"trainable": dict(reversed(second.trainable.items()))})
+    other = recipe.model_copy(update={"stages": (first, turned)})
+    with pytest.raises(RecipeError, match="began with another recipe") as caught:
+        train(other, finished, resume=True, quiet=True)
+    said = "stages.1.trainable, in its order: was llm.*, vision.*, is vision.*, llm.*"
+    assert said in str(caught.value)
+
+
 def test_the_first_difference_is_by_key() -> None:
     assert first_difference({"a": [1, {"b": 2}]}, {"a": [1, {"b": 3}]}) == "a.1.b: was 2, is 3"
     assert first_difference({"a": [1]}, {"a": [1, 2]}) == "a: was [1], is [1, 2]"

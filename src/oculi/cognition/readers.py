@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from oculi.cognition.cache import IndexCache
@@ -20,6 +21,7 @@ from oculi.cognition.form import Form, Ints, colour_scores, index_scores
 from oculi.specs.cognition import CodesSpec, CognitionSpec, PixelsSpec
 
 Place = tuple[int, int]  # down, across
+Floats = NDArray[np.float64]
 
 PIXEL_QUESTIONS = (
     "The quarter of the image that begins {x} % from the left and {y} % from the top, in {cells} cells: "
@@ -88,7 +90,8 @@ class PixelReader:
     cents, 0 to 50 across and down: the paper takes any vertex, and does not say what becomes of a
     quarter that leaves the picture; where all of it lies inside, it stays a quarter, and every question
     has as many values. Cells divide it evenly; a cell's colour is the mean over its area, of pixels at
-    its edge as much as lies inside, and so a grid as fine as the pixels gives their values.
+    its edge as much as lies inside, and so a grid as fine as the pixels gives their values. The mean is
+    rounded to a whole value, and that to a level.
     """
 
     name = "pixels"
@@ -110,12 +113,15 @@ class PixelReader:
     def values(self, picture: Image.Image, place: Place) -> Ints:
         """As the protocol says: [rows * columns, 3] int64 below ``levels``."""
         width, height = picture.size
-        left, top = place[1] * width / 100, place[0] * height / 100
-        box = (left, top, left + width / 2, top + height / 2)
-        small = picture.convert("RGB").resize(
-            (self._columns, self._rows), Image.Resampling.BOX, box
-        )
-        return np.asarray(small).reshape(-1, 3).astype(np.int64) * self._levels // 256
+        top, rows = _shares(place[0], self._rows, height)
+        left, columns = _shares(place[1], self._columns, width)
+        area = picture.crop((left, top, left + columns.shape[1], top + rows.shape[1]))
+        pixels = np.asarray(area.convert("RGB")).astype(np.float64)
+        lines = (rows @ pixels.reshape(len(pixels), -1)).reshape(self._rows, -1, 3)
+        sums = (columns @ lines).astype(np.int64)
+        whole = 100 * height * 100 * width
+        nearest = (2 * sums + whole) // (2 * whole)
+        return nearest.reshape(-1, 3) * self._levels // 256
 
     def check(self) -> None:
         """It reads the picture alone."""
@@ -193,6 +199,28 @@ def costliest(reader: Reader, count: Callable[[str], int]) -> str:
     form = reader.form
     number = max(map(form.number, range(form.limit)), key=lambda text: count("," + text))
     return ",".join([form.cell([number] * form.channels)] * form.cells)
+
+
+def _shares(vertex: int, cells: int, side: int) -> tuple[int, Floats]:
+    """How much of each pixel lies in each cell along a side of the picture.
+
+    In units of which a pixel has 200 * cells: then all numbers are whole, sums of them are exact in
+    float64 below 2**53, and the answer is the same on every machine.
+
+    Args:
+        vertex: where the first cell begins, in per cent. cells: that half of the side is divided into.
+        side: in pixels.
+
+    Returns:
+        the first pixel, and the shares of it and those behind it [cells, pixels], 100 * side a cell.
+    """
+    pixel, cell, start = 200 * cells, 100 * side, 2 * cells * vertex * side
+    first, end = start // pixel, -(-(start + cells * cell) // pixel)
+    cell_begins = start + cell * np.arange(cells)[:, None]
+    pixel_begins = pixel * np.arange(first, end)
+    ends = np.minimum(cell_begins + cell, pixel_begins + pixel)
+    inside = (ends - np.maximum(cell_begins, pixel_begins)).clip(min=0)
+    return first, inside.astype(np.float64)
 
 
 def _true(form: Form, text: str) -> Ints:

@@ -149,8 +149,8 @@ class Reconstruct(Objective):
     def total(self, output: OculiOutput, batch: Batch, prepared: Noised | None) -> Tensor:
         if prepared is None:
             # Touch what is trained, so that a text-only batch has gradients (zeros) for all of it.
-            trained = [p.sum() for p in self.parameters() if p.requires_grad]
-            return torch.stack(trained).sum().float() * 0.0 if trained else torch.zeros(())
+            zero = torch.zeros((), device=self.epigone.down.weight.device)
+            return sum((p.sum().float() * 0.0 for p in self.parameters() if p.requires_grad), zero)
         assert output.taps is not None
         total: Tensor = output.taps[VISION]
         return total

@@ -75,6 +75,8 @@ def _bound(recipe: Recipe) -> dict[str, Any]:
     for stage in data["stages"]:
         for key in FREE_IN_STAGES:
             del stage[key]
+        # The last glob that matches gives the rate, and dictionaries are equal in any order.
+        stage["trainable, in its order"] = ", ".join(stage["trainable"])
     return data
 
 

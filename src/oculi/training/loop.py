@@ -116,6 +116,8 @@ def train_step(
 ) -> StepResult:
     """Forward, backward and update for the micro-batches of one step.
 
+    A parameter that the step does not reach has a gradient of zeros: momentum and decay go on.
+
     Args:
         batches: this rank's. It runs empty ones where others have more: all meet in every pass.
         ranks: who takes the step together.
@@ -131,10 +133,17 @@ def train_step(
         with autocast(stage, device):
             parts = module(batch.to(device), share.units)
             loss = module.loss(parts)
-        loss.backward()
+        # Text alone reaches nothing that is trained where that is the vision part. Several ranks meet in
+        # every backward pass, and have something to begin it with (see ``parallel.split``).
+        if loss.requires_grad or not ranks.alone:
+            loss.backward()
         each.append(loss.detach())
         for name, part in parts.items():
             losses[name] = losses.get(name, torch.zeros((), device=device)) + part.detach()
+    # What no micro-batch has reached: the same on one rank as on several, which exchange zeros for it.
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
     norm = whole(nn.utils.clip_grad_norm_(parameters, stage.clip or math.inf))
     sums = ranks.sum(torch.stack(list(losses.values())))
     losses = dict(zip(losses, sums.unbind(), strict=True))
