@@ -26,7 +26,7 @@ from oculi.training.module import learning_rates
 from oculi.training.optim import muon_matrices
 from oculi.training.run import train
 
-SIZES = ((1, 4000), (4000, 1), (4000, 4000), (3, 2))
+SIZES = ((1, 4000), (4000, 1), (4000, 4000), (10_000, 900), (3, 2))
 TILES = 4
 
 
@@ -94,7 +94,7 @@ def test_it_trains_on_pictures_of_any_size(
     data = vlsa(tiny, tower, pipeline)
     rows = [{"kind": "file", "path": str(odd_rows(tmp_path))}]
     for stage in data["stages"]:
-        stage |= {"data": rows, "batch": 5, "steps": 2}
+        stage |= {"data": rows, "batch": len(SIZES) + 1, "steps": 2}
     recipe = validate(data, "test")
     run = train(recipe, tmp_path / "run", quiet=True)
     found = metrics(run)
