@@ -42,8 +42,12 @@ def note_samples(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     return install
 
 
-def agree(found: Path, wanted: Path, rel: float = 1e-5) -> None:
-    """The same steps with the same losses, and the same weights, but for the order of sums."""
+def agree(found: Path, wanted: Path, rel: float = 1e-5, as_wholes: bool = False) -> None:
+    """The same steps with the same losses, and the same weights, but for the order of sums.
+
+    Muon's iteration computes in bfloat16, where a last digit may move one weight of many thousands by
+    more: then matrices are compared as wholes.
+    """
     one, other = (
         {step: [float.fromhex(v) for v in values] for step, values in losses(run).items()}
         for run in (found, wanted)
@@ -55,7 +59,10 @@ def agree(found: Path, wanted: Path, rel: float = 1e-5) -> None:
     weights, reference = exported(found), exported(wanted)
     assert weights.keys() == reference.keys()
     for name, value in reference.items():
-        torch.testing.assert_close(weights[name], value, rtol=100 * rel, atol=100 * rel)
+        if as_wholes:
+            assert (weights[name] - value).norm() <= 30 * rel * value.norm(), name
+        else:
+            torch.testing.assert_close(weights[name], value, rtol=100 * rel, atol=100 * rel)
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +102,8 @@ def test_they_agree_in_other_recipes(tiny: Tiny, tmp_path: Path, changes: dict[s
     recipe = tiny_recipe(tiny, **changes)
     alone = train(recipe, tmp_path / "alone", quiet=True)
     on_ranks(2, lambda: str(train(recipe, tmp_path / "two", quiet=True)))
-    # Muon's iteration computes in bfloat16, which makes of the last digit of a gradient more than that.
-    agree(tmp_path / "two", alone, rel=1e-4 if "stages.1.muon" in changes else 1e-5)
+    muon = "stages.1.muon" in changes
+    agree(tmp_path / "two", alone, rel=1e-4 if muon else 1e-5, as_wholes=muon)
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["LLM trained", "LLM frozen"])
