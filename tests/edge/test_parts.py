@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from helpers import HOSTILE
 from oculi.edge.chat import Encoder
@@ -60,7 +61,10 @@ def test_patches_are_the_processors_to_the_byte(
     mode: str, size: tuple[int, int], make_picture: Any
 ) -> None:
     ours, theirs = both(mode)
-    for picture in (make_picture(*size), make_picture(*size).convert("L")):
+    clear = make_picture(*size).convert("RGBA")
+    clear.putalpha(make_picture(*size, seed=1).convert("L"))
+    grey = Image.fromarray(np.asarray(make_picture(*size).convert("L")).astype(np.uint16) * 250)
+    for picture in (make_picture(*size), make_picture(*size).convert("L"), clear, grey):
         wanted, grid = theirs.patches(picture)
         found = ours.patches(picture)
         assert found.dtype == np.uint8 and found.shape == (*grid, wanted.shape[1])

@@ -1,5 +1,6 @@
 """Conversations and pictures to model inputs, the same way in training and in serving."""
 
+import base64
 import pickle
 from typing import Any
 
@@ -10,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from oculi.data.images import load_image
+from oculi.data.sample import ImageRef
 from oculi.model import OculiProcessor
 from oculi.model.processing_oculi import IMAGE_TOKEN, parse_content
 
@@ -190,16 +193,38 @@ def test_contents_of_transformers(tmp_path: Any) -> None:
     picture = Image.new("RGB", (3, 2), "red")
     picture.save(tmp_path / "a.png")
     path = str(tmp_path / "a.png")
-    for key, value in {"image": picture, "url": path, "path": path}.items():
+    text64 = base64.b64encode((tmp_path / "a.png").read_bytes()).decode()
+    sources = {"image": picture, "url": path, "path": path, "base64": text64}
+    for key, value in [*sources.items(), ("url", f"data:image/png;base64,{text64}")]:
         text, found = parse_content(
             [{"type": "text", "text": "What?"}, {"type": "image", key: value}]
         )
-        assert text == "What?" and found.size == (3, 2) and found.getpixel((0, 0)) == (255, 0, 0)
+        assert text == "What?" and isinstance(found, Image.Image)
+        assert found.size == (3, 2) and found.getpixel((0, 0)) == (255, 0, 0)
     assert parse_content("plain") == ["plain"]
     with pytest.raises(ValueError, match='"video" is neither text nor image'):
         parse_content([{"type": "video", "video": path}])
     with pytest.raises(ValueError, match="an image part needs"):
         parse_content([{"type": "image"}])
+    for nothing in (str(tmp_path / "b.png"), "", 7):
+        with pytest.raises(ValueError, match="is no picture, and no URL, path or base64 of one"):
+            parse_content([{"type": "image", "path": nothing}])
+
+
+@pytest.mark.parametrize("mode", ["I;16", "RGBA", "LA"])
+def test_a_file_keeps_what_its_pixels_mean(processor: Any, tmp_path: Any, mode: str) -> None:
+    """Of 16-bit grey and of alpha a plain conversion to RGB would leave nothing to go by."""
+    path = tmp_path / "a.png"
+    if mode == "I;16":
+        Image.fromarray(np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)).save(path)
+    else:
+        Image.new(mode, (8, 8), 0).save(path)
+    wanted = processor.image_processor.patches(load_image(ImageRef(path=path)))[0]
+    conversation = [{"role": "user", "content": [{"type": "image", "path": str(path)}]}]
+    chat = processor.apply_chat_template(conversation, tokenize=True, return_dict=True)
+    raw = processor(images=str(path), text=IMAGE_TOKEN)
+    for found in (chat, raw):
+        assert np.array_equal(found["pixel_values"].numpy(), wanted)
 
 
 def test_a_role_cannot_open_a_turn(processor: Any) -> None:

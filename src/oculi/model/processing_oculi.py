@@ -1,14 +1,18 @@
 """Conversations and pictures to model inputs: one path for training, evaluation and serving."""
 
+import base64
+import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
-from transformers.image_utils import load_image
 
 from .chat_oculi import ChatEncoder, ImageTokens
 from .image_processing_oculi import OculiImageProcessor
@@ -227,7 +231,11 @@ class OculiProcessor(ProcessorMixin):
 
 
 def parse_content(content: str | Sequence[dict[str, Any]]) -> list[str | Image.Image]:
-    """A message's content in transformers' form to text and pictures."""
+    """A message's content in transformers' form to text and pictures, as their files have them.
+
+    Raises:
+        ValueError: a part is neither text nor image, or its picture cannot be told from it.
+    """
     if isinstance(content, str):
         return [content]
     pieces: list[str | Image.Image] = []
@@ -241,7 +249,7 @@ def parse_content(content: str | Sequence[dict[str, Any]]) -> list[str | Image.I
             )
             if source is None:
                 raise ValueError('an image part needs "image", "url", "path" or "base64"')
-            pieces.append(load_image(source))
+            pieces.append(open_picture(source))
         else:
             raise ValueError(f'a content part of type "{kind}" is neither text nor image')
     return pieces
@@ -252,4 +260,30 @@ def _flatten(images: Any) -> list[Image.Image]:
         return []
     if isinstance(images, (list, tuple)):
         return [picture for item in images for picture in _flatten(item)]
-    return [load_image(images)]
+    return [open_picture(images)]
+
+
+def open_picture(source: Any) -> Image.Image:
+    """A picture from itself, a URL, a path, a data URL or base64, with its own mode and EXIF.
+
+    transformers' ``load_image`` converts to RGB, and then nobody can scale 16-bit grey or lay alpha over
+    white; see ``to_rgb``.
+
+    Raises:
+        ValueError: ``source`` is none of these.
+    """
+    if isinstance(source, Image.Image):
+        return source
+    try:
+        if source.startswith(("http://", "https://")):
+            with urlopen(source, timeout=60) as reply:
+                data = reply.read()
+        elif os.path.isfile(source):
+            data = Path(source).read_bytes()
+        else:
+            data = base64.b64decode("".join(source.rpartition(",")[2].split()), validate=True)
+        return Image.open(io.BytesIO(data))
+    except (AttributeError, TypeError, ValueError, OSError) as error:
+        raise ValueError(
+            f"{str(source)[:200]!r} is no picture, and no URL, path or base64 of one that can be opened"
+        ) from error
