@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tokenizers import processors
 
 from helpers import HOSTILE
 from oculi.edge.chat import Encoder
@@ -108,6 +109,22 @@ def test_ids_are_the_processors_whatever_a_question_says(
             # An empty answer has no first label but the end of its turn, which is where it stands.
             assert length == first
         assert processor.image_token_id not in ours.encode_text(text)
+
+
+def test_what_a_tokenizer_puts_before_a_text_is_part_of_the_beginning(
+    make_processor: Any, make_tokenizer: Any, tmp_path: Any
+) -> None:
+    tokenizer = make_tokenizer(chat_template=None)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    processor = make_processor(tokenizer)
+    ours = encoder(processor, tmp_path)
+    assert ours.chat.turns == 0 and ours.chat.system
+    for roles in (["user"], ["system", "user"], ["user", "assistant", "user"]):
+        talk = [(role, ["<|endoftext|> x"]) for role in roles]
+        wanted = processor.chat.encode(talk, add_generation_prompt=True)[0]
+        assert ours.encode(talk)[0] == wanted and wanted.count(0) == 1 and wanted[0] == 0
 
 
 def test_a_template_without_a_place_for_the_system(
