@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tokenizers import processors
 
 from oculi.data.images import load_image
 from oculi.data.sample import ImageRef
@@ -182,11 +183,44 @@ def test_raw_text_takes_image_tokens(processor: Any, make_picture: Any) -> None:
     assert nested["image_grids"].tolist() == [[2, 2], [2, 1]]
 
 
+def test_raw_text_begins_as_a_conversation_does(
+    make_tokenizer: Any, make_processor: Any, make_picture: Any
+) -> None:
+    """Without a template: with what the tokenizer puts before a text, once."""
+    tokenizer = make_tokenizer(chat_template=None)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    processor = make_processor(tokenizer)
+    picture, settings = make_picture(8, 8), {"add_generation_prompt": True}
+    wanted = processor.apply_chat_template(chat_of(picture, "Who?"), tokenize=True, **settings)
+    text = processor.apply_chat_template(chat_of(picture, "Who?"), **settings)
+    assert text == f"<|endoftext|>user: {IMAGE_TOKEN}Who?\nassistant: "
+    for prompt in (text, text.removeprefix("<|endoftext|>")):
+        assert torch.equal(processor(images=picture, text=prompt)["input_ids"], wanted)
+    begun = processor(images=picture, text=IMAGE_TOKEN)
+    assert begun["input_ids"].tolist() == [[0, *[processor.image_token_id] * 4]]
+
+
 def test_image_tokens_and_pictures_must_agree(processor: Any, make_picture: Any) -> None:
     with pytest.raises(ValueError, match=r"2 times .* in the text, but 1 images"):
         processor(images=make_picture(8, 8), text=IMAGE_TOKEN * 2)
     with pytest.raises(ValueError, match="needs text"):
         processor(images=make_picture(8, 8))
+
+
+def test_pictures_in_lists_belong_to_their_text(processor: Any, make_picture: Any) -> None:
+    """Three tokens and three pictures, and yet the second text would get a picture of the first."""
+    a, b, c = (make_picture(8, 8, seed=seed) for seed in range(3))
+    texts = [IMAGE_TOKEN, IMAGE_TOKEN * 2]
+    found = processor(images=[[a], [b, c]], text=texts)
+    flat = processor(images=[a, b, c], text=texts)
+    assert torch.equal(found["pixel_values"], flat["pixel_values"])
+    with pytest.raises(ValueError, match=r"text 0 has 1 times .*, but its list holds 2 images"):
+        processor(images=[[a, b], [c]], text=texts)
+    with pytest.raises(ValueError, match="3 lists of images for 2 texts"):
+        processor(images=[[a], [b], [c]], text=texts)
+    assert processor(images=[[a], None], text=[IMAGE_TOKEN, "b"])["image_grids"].shape == (1, 2)
 
 
 def test_contents_of_transformers(tmp_path: Any) -> None:

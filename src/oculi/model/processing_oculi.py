@@ -198,33 +198,35 @@ class OculiProcessor(ProcessorMixin):
         """Raw strings with one ``<|image_pad|>`` per image, as transformers' processors take them.
 
         The string is the prompt as it stands, control tokens included: for text from users go
-        through ``apply_chat_template`` or ``encode``.
+        through ``apply_chat_template`` or ``encode``. Without a chat template it begins as the
+        tokenizer begins a text, whether the string says so or not.
+
+        Args:
+            images: one, a list of all in the order of their tokens, or a list for each text.
+            text: one or several.
 
         Raises:
-            ValueError: image tokens and images differ in number.
+            ValueError: image tokens and images differ in number, in all or in a text that has a list of
+                its own.
         """
         if text is None:
             raise ValueError("OculiProcessor needs text; for images alone call its image_processor")
         texts = [text] if isinstance(text, str) else list(text)
-        pictures = _flatten(images)
-        wanted = sum(item.count(IMAGE_TOKEN) for item in texts)
-        if wanted != len(pictures):
-            raise ValueError(
-                f"{wanted} times {IMAGE_TOKEN} in the text, but {len(pictures)} images"
-            )
-        queue = iter(pictures)
+        queue = iter(_pictures(images, [item.count(IMAGE_TOKEN) for item in texts]))
+        opening = self.chat.opening()
         encoded = []
         for item in texts:
-            ids: list[int] = []
+            first, *rest = item.split(IMAGE_TOKEN)
+            begun = list(self.tokenizer(first, add_special_tokens=False)["input_ids"])
+            ids = begun if begun[: len(opening)] == opening else opening + begun
             patches, grids, spans = [], [], []
-            for i, part in enumerate(item.split(IMAGE_TOKEN)):
-                if i:
-                    cut, grid = self.image_processor.patches(next(queue))
-                    patches.append(cut)
-                    grids.append(grid)
-                    count = self.image_processor.tokens(grid)
-                    spans.append((len(ids), count))
-                    ids += [self.image_token_id] * count
+            for part in rest:
+                cut, grid = self.image_processor.patches(next(queue))
+                patches.append(cut)
+                grids.append(grid)
+                count = self.image_processor.tokens(grid)
+                spans.append((len(ids), count))
+                ids += [self.image_token_id] * count
                 ids += self.tokenizer(part, add_special_tokens=False)["input_ids"]
             encoded.append(Encoded(ids, [-100] * len(ids), patches, grids, len(ids), spans))
         return self.collate(encoded)
@@ -253,6 +255,26 @@ def parse_content(content: str | Sequence[dict[str, Any]]) -> list[str | Image.I
         else:
             raise ValueError(f'a content part of type "{kind}" is neither text nor image')
     return pieces
+
+
+def _pictures(images: Any, wanted: Sequence[int]) -> list[Image.Image]:
+    """All pictures in order, ``wanted`` of each text; raises ValueError as the processor does."""
+    if isinstance(images, (list, tuple)) and any(isinstance(x, (list, tuple)) for x in images):
+        if len(images) != len(wanted):
+            raise ValueError(f"{len(images)} lists of images for {len(wanted)} texts")
+        lists = [_flatten(item) for item in images]
+        for i, (found, count) in enumerate(zip(lists, wanted, strict=True)):
+            if len(found) != count:
+                raise ValueError(
+                    f"text {i} has {count} times {IMAGE_TOKEN}, but its list holds {len(found)} images"
+                )
+        return [picture for found in lists for picture in found]
+    pictures = _flatten(images)
+    if sum(wanted) != len(pictures):
+        raise ValueError(
+            f"{sum(wanted)} times {IMAGE_TOKEN} in the text, but {len(pictures)} images"
+        )
+    return pictures
 
 
 def _flatten(images: Any) -> list[Image.Image]:
