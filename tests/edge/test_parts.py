@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from tokenizers import processors
 
 from helpers import HOSTILE
 from oculi.edge.chat import Encoder
@@ -60,7 +62,10 @@ def test_patches_are_the_processors_to_the_byte(
     mode: str, size: tuple[int, int], make_picture: Any
 ) -> None:
     ours, theirs = both(mode)
-    for picture in (make_picture(*size), make_picture(*size).convert("L")):
+    clear = make_picture(*size).convert("RGBA")
+    clear.putalpha(make_picture(*size, seed=1).convert("L"))
+    grey = Image.fromarray(np.asarray(make_picture(*size).convert("L")).astype(np.uint16) * 250)
+    for picture in (make_picture(*size), make_picture(*size).convert("L"), clear, grey):
         wanted, grid = theirs.patches(picture)
         found = ours.patches(picture)
         assert found.dtype == np.uint8 and found.shape == (*grid, wanted.shape[1])
@@ -104,6 +109,22 @@ def test_ids_are_the_processors_whatever_a_question_says(
             # An empty answer has no first label but the end of its turn, which is where it stands.
             assert length == first
         assert processor.image_token_id not in ours.encode_text(text)
+
+
+def test_what_a_tokenizer_puts_before_a_text_is_part_of_the_beginning(
+    make_processor: Any, make_tokenizer: Any, tmp_path: Any
+) -> None:
+    tokenizer = make_tokenizer(chat_template=None)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    processor = make_processor(tokenizer)
+    ours = encoder(processor, tmp_path)
+    assert ours.chat.turns == 0 and ours.chat.system
+    for roles in (["user"], ["system", "user"], ["user", "assistant", "user"]):
+        talk = [(role, ["<|endoftext|> x"]) for role in roles]
+        wanted = processor.chat.encode(talk, add_generation_prompt=True)[0]
+        assert ours.encode(talk)[0] == wanted and wanted.count(0) == 1 and wanted[0] == 0
 
 
 def test_a_template_without_a_place_for_the_system(

@@ -248,6 +248,35 @@ def test_strange_settings_are_refused(copied: Path, changes: dict[str, Any], sai
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"eos_ids": [10**9]}, '"eos_ids" names the id 1000000000, and the model has'),
+        ({"suppressed_ids": [-5]}, '"suppressed_ids" names the id -5'),
+        ({"chat": {"generate": [10**9]}}, '"chat.generate" names the id'),
+        ({"chat": {"begin": {}}}, 'chat.begin lacks "system"'),
+        ({"chat": {"begin": {"system": []}}}, 'chat.begin lacks "user"'),
+        ({"chat": {"between": {}}}, 'chat.between lacks "assistant user"'),
+        ({"chat": {"begin": {"user": [-1], "system": []}}}, '"chat.begin user" names the id -1'),
+        ({"chat": {"image_token_id": -1}}, "chat is not as oculi writes it"),
+        ({"chat": {"turns": -1}}, "chat is not as oculi writes it"),
+    ],
+)
+def test_ids_that_the_model_has_not_are_refused(
+    copied: Path, changes: dict[str, Any], said: str
+) -> None:
+    from oculi.edge.folder import write_manifest
+
+    path = copied / "edge.json"
+    settings = json.loads(path.read_text())
+    chat = {**settings["chat"], **changes.get("chat", {})}
+    path.write_text(json.dumps({**settings, **changes, "chat": chat}))
+    write_manifest(copied)
+    with pytest.raises(CheckpointError, match=said) as caught:
+        load(copied)
+    assert "\n" not in str(caught.value)
+
+
 def test_no_folder_and_no_edge_model(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "none"):
         with pytest.raises(CheckpointError, match="is no edge model"):

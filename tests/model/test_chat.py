@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from oculi.model.chat_oculi import ChatEncoder, ImageTokens
@@ -192,6 +192,37 @@ def test_without_a_template_the_fallback_is_used(make_tokenizer: Any) -> None:
     assert labelled(chat, messages) == ["a<|im_end|>"]
     prompt, _, _ = chat.encode([("user", ["u"])], add_generation_prompt=True)
     assert chat.tokenizer.decode(prompt) == "user: u\nassistant: "
+
+
+def with_bos(tokenizer: Any) -> Any:
+    """The tokenizer with Llama's post-processor, which puts its BOS before every text."""
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    return tokenizer
+
+
+def test_without_a_template_a_conversation_begins_as_the_tokenizer_begins_a_text(
+    make_tokenizer: Any,
+) -> None:
+    """Vicuna: no template to write the BOS, and a post-processor that adds it."""
+    messages = [("system", ["s"]), ("user", ["u"]), ("assistant", ["a"])]
+    bare = ChatEncoder(make_tokenizer(chat_template=None), IMAGE).encode(messages)
+    chat = ChatEncoder(with_bos(make_tokenizer(chat_template=None)), IMAGE)
+    assert chat.encode(messages)[:2] == ([0, *bare[0]], [-100, *bare[1]])
+    assert chat.encode([("user", [ImageTokens(3), "u"])])[0][0] == 0
+    assert chat.opening() == [0]
+
+
+def test_a_bos_that_the_tokenizer_never_adds_is_not_added(make_tokenizer: Any) -> None:
+    """GPT-2's tokenizer has one."""
+    chat = ChatEncoder(make_tokenizer(chat_template=None, bos_token="<|endoftext|>"), IMAGE)
+    assert chat.opening() == [] and 0 not in chat.encode([("user", ["u"])])[0]
+
+
+def test_a_template_says_itself_how_a_conversation_begins(make_tokenizer: Any) -> None:
+    chat = ChatEncoder(with_bos(make_tokenizer()), IMAGE)
+    assert chat.opening() == [] and chat.encode([("user", ["u"])])[0][0] == 1
 
 
 @pytest.mark.parametrize("text", ["\ue0f0", "\ue0f00\ue0f1", "\ue0f1\ue0f0", "a\ue0f01\ue0f1b"])

@@ -59,6 +59,7 @@ CODE = {
     "image_processing_oculi.py",
     "masks_oculi.py",
     "modeling_oculi.py",
+    "outputs_oculi.py",
     "patch_embed_oculi.py",
     "perceiver_oculi.py",
     "processing_oculi.py",

@@ -1,11 +1,13 @@
 """Fusion in ``generate``: at every step, with every cache, the logits of one full forward."""
 
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
@@ -98,6 +100,29 @@ def test_eager_attention_agrees(fused: Any, make_inputs: Any, kind: str) -> None
     again, eager = generate(model, batch)
     assert torch.equal(new, again)
     assert_close(eager, logits)
+
+
+def test_an_offloaded_cache_fetches_the_first_block_behind_the_last(
+    fused: Any, make_inputs: Any, monkeypatch: Any
+) -> None:
+    """CUDA's streams are stood in for, and a layer that is away says so when it is used."""
+    stream = MagicMock()
+    monkeypatch.setattr(torch, "Stream", lambda *args, **settings: stream)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device=None: stream)
+    away: set[int] = set()
+    monkeypatch.setattr(DynamicLayer, "offload", lambda layer: away.add(id(layer)))
+    monkeypatch.setattr(DynamicLayer, "prefetch", lambda layer: away.discard(id(layer)))
+    update = DynamicLayer.update
+
+    def on_the_device(layer: Any, *args: Any, **settings: Any) -> Any:
+        assert id(layer) not in away, "the layer's keys are still on the host"
+        return update(layer, *args, **settings)
+
+    monkeypatch.setattr(DynamicLayer, "update", on_the_device)
+    model, inputs = fused("combined", 2), make_inputs(ROWS, tokens=TOKENS)
+    expected, _ = generate(model, inputs)
+    new, _ = generate(model, inputs, cache_implementation="offloaded")
+    assert away and torch.equal(new, expected)
 
 
 @KINDS

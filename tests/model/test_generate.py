@@ -124,6 +124,17 @@ def test_mutual_images_do_not_see_what_is_generated(
     assert_close(logits, reference(model, inputs, new))
 
 
+def test_states_are_returned_with_an_answer(make_model: Any, make_inputs: Any) -> None:
+    model, inputs = make_model(), make_inputs([[5, (2, 3), 7]])
+    model.set_attn_implementation("eager")
+    result = model.generate(
+        **inputs, max_new_tokens=2, do_sample=False, eos_token_id=-1, return_dict_in_generate=True,
+        output_hidden_states=True, output_attentions=True,
+    )  # fmt: skip
+    assert [len(step) for step in result.hidden_states] == [4, 4]
+    assert [step[-1].shape for step in result.attentions] == [(1, 4, 8, 8), (1, 4, 1, 9)]
+
+
 def test_each_sample_has_the_images_of_its_row(make_model: Any, make_inputs: Any) -> None:
     """Patches of all images lie in one tensor, which must not be repeated patch by patch."""
     model = make_model(policy="mutual")

@@ -1,5 +1,7 @@
 """From pictures to patches: sizes within limits, pixels in place."""
 
+import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -7,10 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 from transformers import AutoImageProcessor
 
+from oculi.data.images import load_image
+from oculi.data.sample import ImageRef
 from oculi.model import OculiImageProcessor
+from oculi.model.image_processing_oculi import to_rgb
 
 sides = st.one_of(st.integers(1, 64), st.integers(1, 10_000))
 
@@ -113,6 +118,55 @@ def test_square_leaves_a_square_unpadded(make_picture: Any) -> None:
 def test_other_modes_become_rgb(make_picture: Any, mode: str) -> None:
     patches, _ = OculiImageProcessor(patch_size=4).patches(make_picture(16, 16).convert(mode))
     assert patches.shape == (16, 48) and patches.dtype == np.uint8
+
+
+def ramp() -> Image.Image:
+    return Image.fromarray(np.linspace(0, 65535, 35).reshape(5, 7).astype(np.uint16))
+
+
+def half_clear() -> Image.Image:
+    picture = Image.new("RGBA", (7, 5), (0, 0, 0, 0))
+    picture.paste((255, 0, 0, 128), (0, 0, 4, 5))
+    return picture
+
+
+def indexed() -> Image.Image:
+    picture = Image.new("P", (7, 5), 1)
+    picture.putpalette([10, 20, 30, 40, 50, 60])
+    picture.paste(0, (0, 0, 3, 5))
+    return picture
+
+
+# Each with what its file is written with.
+ODD: dict[str, tuple[Callable[[], Image.Image], dict[str, Any]]] = {
+    "grey of 16 bits": (ramp, {}),
+    "grey of 16 bits, one clear": (ramp, {"transparency": 65535}),
+    "alpha": (half_clear, {}),
+    "grey and alpha": (lambda: Image.new("LA", (7, 5), (0, 0)), {}),
+    "a clear colour": (lambda: Image.new("RGB", (7, 5), "red"), {"transparency": (255, 0, 0)}),
+    "palette": (indexed, {}),
+    "palette, one clear": (indexed, {"transparency": 0}),
+    "two values": (lambda: Image.new("1", (7, 5), 1), {}),
+    "damaged notes": (lambda: Image.new("RGB", (7, 5), "red"), {"exif": b"Exif\0\0garbage"}),
+}
+for turn in range(1, 9):
+    notes = Image.Exif()
+    notes[ExifTags.Base.Orientation] = turn
+    ODD[f"turned {turn}"] = (half_clear, {"exif": notes.tobytes()})
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_picture_that_others_opened_has_the_pixels_of_training(kind: str) -> None:
+    """An exported model is given pictures as Pillow opens them; training reads files by itself."""
+    make, options = ODD[kind]
+    file = io.BytesIO()
+    make().save(file, "PNG", **options)
+    wanted = load_image(ImageRef(data=file.getvalue()))
+    found = to_rgb(Image.open(file))
+    assert found.mode == "RGB" and np.array_equal(np.asarray(found), np.asarray(wanted))
+    assert np.array_equal(np.asarray(to_rgb(found)), np.asarray(wanted))  # nothing is done twice
+    processor = OculiImageProcessor(patch_size=4)
+    assert np.array_equal(processor.patches(Image.open(file))[0], processor.patches(wanted)[0])
 
 
 @pytest.mark.parametrize(

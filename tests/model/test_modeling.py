@@ -266,6 +266,60 @@ def test_what_contradicts_itself_is_refused(make_model: Any, make_inputs: Any) -
 
 
 @no_grad
+def test_labels_are_refused(make_model: Any, make_inputs: Any) -> None:
+    """Else the LLM would compute a loss that nobody gets."""
+    inputs = make_inputs([[5, 6, 7]])
+    with pytest.raises(ValueError, match=r"computes no loss.*cross_entropy"):
+        make_model()(**inputs, labels=inputs["input_ids"])
+
+
+@no_grad
+@FAMILIES
+def test_states_of_the_blocks_are_given_where_asked_for(
+    make_model: Any, make_inputs: Any, family: str
+) -> None:
+    model, inputs = make_model(family), make_inputs([[5, (2, 3), 7]])
+    model.set_attn_implementation("eager")
+    plain = model(**inputs)
+    assert plain.hidden_states is None and plain.attentions is None
+    output = model(**inputs, output_hidden_states=True, output_attentions=True)
+    assert [states.shape for states in output.hidden_states] == [(1, 8, 32)] * 4
+    assert [weights.shape for weights in output.attentions] == [(1, 4, 8, 8)] * 3
+    assert_close(model.llm.lm_head(output.hidden_states[-1]), plain.logits)
+
+
+@no_grad
+def test_the_result_may_be_a_tuple(make_model: Any, make_inputs: Any) -> None:
+    model, inputs = make_model(), make_inputs([[5, (2, 3), 7]])
+    expected = model(**inputs).logits
+    found = model(**inputs, return_dict=False)
+    assert isinstance(found, tuple) and torch.equal(found[0], expected)
+
+
+@no_grad
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_table_can_be_resized(
+    make_model: Any, make_inputs: Any, tmp_path: Any, tied: bool
+) -> None:
+    """With the image token in it or outside of it, and kept by a folder."""
+    model, inputs = make_model(tie_word_embeddings=tied), make_inputs([[5, (2, 3), 7]])
+    rows, image = model.config.text_config.vocab_size, model.config.image_token_id
+    expected = model(**inputs).logits
+    model.resize_token_embeddings(rows - 2)
+    assert torch.equal(model(**inputs).logits, expected[..., : rows - 2])
+    assert not model.generation_config.suppress_tokens
+    model.resize_token_embeddings(image + 8)
+    logits = model(**inputs).logits
+    assert logits.shape[-1] == image + 8 == model.config.text_config.vocab_size
+    assert torch.equal(logits[..., : rows - 2], expected[..., : rows - 2])
+    assert model.generation_config.suppress_tokens == [image]
+    model.save_pretrained(tmp_path)
+    again = OculiForConditionalGeneration.from_pretrained(tmp_path)
+    assert torch.equal(again(**inputs).logits, logits)
+    assert again.generation_config.suppress_tokens == [image]
+
+
+@no_grad
 @FAMILIES
 def test_text_alone_is_the_llm(make_model: Any, make_inputs: Any, family: str) -> None:
     model = make_model(family)

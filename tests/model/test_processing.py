@@ -1,5 +1,6 @@
 """Conversations and pictures to model inputs, the same way in training and in serving."""
 
+import base64
 import pickle
 from typing import Any
 
@@ -9,7 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tokenizers import processors
 
+from oculi.data.images import load_image
+from oculi.data.sample import ImageRef
 from oculi.model import OculiProcessor
 from oculi.model.processing_oculi import IMAGE_TOKEN, parse_content
 
@@ -179,6 +183,25 @@ def test_raw_text_takes_image_tokens(processor: Any, make_picture: Any) -> None:
     assert nested["image_grids"].tolist() == [[2, 2], [2, 1]]
 
 
+def test_raw_text_begins_as_a_conversation_does(
+    make_tokenizer: Any, make_processor: Any, make_picture: Any
+) -> None:
+    """Without a template: with what the tokenizer puts before a text, once."""
+    tokenizer = make_tokenizer(chat_template=None)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    processor = make_processor(tokenizer)
+    picture, settings = make_picture(8, 8), {"add_generation_prompt": True}
+    wanted = processor.apply_chat_template(chat_of(picture, "Who?"), tokenize=True, **settings)
+    text = processor.apply_chat_template(chat_of(picture, "Who?"), **settings)
+    assert text == f"<|endoftext|>user: {IMAGE_TOKEN}Who?\nassistant: "
+    for prompt in (text, text.removeprefix("<|endoftext|>")):
+        assert torch.equal(processor(images=picture, text=prompt)["input_ids"], wanted)
+    begun = processor(images=picture, text=IMAGE_TOKEN)
+    assert begun["input_ids"].tolist() == [[0, *[processor.image_token_id] * 4]]
+
+
 def test_image_tokens_and_pictures_must_agree(processor: Any, make_picture: Any) -> None:
     with pytest.raises(ValueError, match=r"2 times .* in the text, but 1 images"):
         processor(images=make_picture(8, 8), text=IMAGE_TOKEN * 2)
@@ -186,20 +209,56 @@ def test_image_tokens_and_pictures_must_agree(processor: Any, make_picture: Any)
         processor(images=make_picture(8, 8))
 
 
+def test_pictures_in_lists_belong_to_their_text(processor: Any, make_picture: Any) -> None:
+    """Three tokens and three pictures, and yet the second text would get a picture of the first."""
+    a, b, c = (make_picture(8, 8, seed=seed) for seed in range(3))
+    texts = [IMAGE_TOKEN, IMAGE_TOKEN * 2]
+    found = processor(images=[[a], [b, c]], text=texts)
+    flat = processor(images=[a, b, c], text=texts)
+    assert torch.equal(found["pixel_values"], flat["pixel_values"])
+    with pytest.raises(ValueError, match=r"text 0 has 1 times .*, but its list holds 2 images"):
+        processor(images=[[a, b], [c]], text=texts)
+    with pytest.raises(ValueError, match="3 lists of images for 2 texts"):
+        processor(images=[[a], [b], [c]], text=texts)
+    assert processor(images=[[a], None], text=[IMAGE_TOKEN, "b"])["image_grids"].shape == (1, 2)
+
+
 def test_contents_of_transformers(tmp_path: Any) -> None:
     picture = Image.new("RGB", (3, 2), "red")
     picture.save(tmp_path / "a.png")
     path = str(tmp_path / "a.png")
-    for key, value in {"image": picture, "url": path, "path": path}.items():
+    text64 = base64.b64encode((tmp_path / "a.png").read_bytes()).decode()
+    sources = {"image": picture, "url": path, "path": path, "base64": text64}
+    for key, value in [*sources.items(), ("url", f"data:image/png;base64,{text64}")]:
         text, found = parse_content(
             [{"type": "text", "text": "What?"}, {"type": "image", key: value}]
         )
-        assert text == "What?" and found.size == (3, 2) and found.getpixel((0, 0)) == (255, 0, 0)
+        assert text == "What?" and isinstance(found, Image.Image)
+        assert found.size == (3, 2) and found.getpixel((0, 0)) == (255, 0, 0)
     assert parse_content("plain") == ["plain"]
     with pytest.raises(ValueError, match='"video" is neither text nor image'):
         parse_content([{"type": "video", "video": path}])
     with pytest.raises(ValueError, match="an image part needs"):
         parse_content([{"type": "image"}])
+    for nothing in (str(tmp_path / "b.png"), "", 7):
+        with pytest.raises(ValueError, match="is no picture, and no URL, path or base64 of one"):
+            parse_content([{"type": "image", "path": nothing}])
+
+
+@pytest.mark.parametrize("mode", ["I;16", "RGBA", "LA"])
+def test_a_file_keeps_what_its_pixels_mean(processor: Any, tmp_path: Any, mode: str) -> None:
+    """Of 16-bit grey and of alpha a plain conversion to RGB would leave nothing to go by."""
+    path = tmp_path / "a.png"
+    if mode == "I;16":
+        Image.fromarray(np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)).save(path)
+    else:
+        Image.new(mode, (8, 8), 0).save(path)
+    wanted = processor.image_processor.patches(load_image(ImageRef(path=path)))[0]
+    conversation = [{"role": "user", "content": [{"type": "image", "path": str(path)}]}]
+    chat = processor.apply_chat_template(conversation, tokenize=True, return_dict=True)
+    raw = processor(images=str(path), text=IMAGE_TOKEN)
+    for found in (chat, raw):
+        assert np.array_equal(found["pixel_values"].numpy(), wanted)
 
 
 def test_a_role_cannot_open_a_turn(processor: Any) -> None:

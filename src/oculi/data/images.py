@@ -140,11 +140,23 @@ def load_image(ref: ImageRef, max_pixels: int = MAX_PIXELS) -> Image.Image:
         else:
             _check_scans(image, file, _name(ref))
             image.load()
-        rgb = _to_rgb(image)
-        if orientation in _TRANSPOSE:
-            rgb = rgb.transpose(_TRANSPOSE[orientation])
-        rgb.info.clear()  # with the EXIF left in, the next reader would rotate once more
-        return rgb
+        return to_rgb(image, orientation)
+
+
+def to_rgb(image: Image.Image, orientation: int | None = None) -> Image.Image:
+    """Return a picture that is opened already as `load_image` gives it.
+
+    `orientation` is EXIF's where it has been read. `to_rgb` of oculi.model does the same for an exported
+    model, which has no oculi beside it; a test holds the two together.
+    """
+    if orientation is None:
+        image.load()  # in a PNG the note may follow the pixels
+        orientation = _exif_orientation(image)
+    rgb = _colours(image)
+    if orientation in _TRANSPOSE:
+        rgb = rgb.transpose(_TRANSPOSE[orientation])
+    rgb.info.clear()  # with the EXIF left in, the next reader would rotate once more
+    return rgb
 
 
 def image_bytes(ref: ImageRef) -> bytes:
@@ -289,6 +301,15 @@ def _orientation(image: ImageFile.ImageFile, file: BinaryIO) -> int:
             exif = pngfile.exif(file)
             if exif:
                 image.info["exif"] = b"Exif\0\0" + exif
+    except MemoryError:
+        raise
+    except Exception:
+        return 1
+    return _exif_orientation(image)
+
+
+def _exif_orientation(image: Image.Image) -> int:
+    try:
         value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
     except MemoryError:
         raise
@@ -308,7 +329,7 @@ def _check_scans(image: ImageFile.ImageFile, file: BinaryIO, name: str) -> None:
     file.seek(back)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _colours(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         return _grey16_to_rgb(image)
     if image.has_transparency_data:

@@ -165,6 +165,43 @@ def read_settings(folder: Path) -> Settings:
     return settings
 
 
+def check_ids(settings: Settings, rows: int, folder: Path) -> None:
+    """Look whether the model has the ids that its settings name.
+
+    Args:
+        rows: of the table of embeddings.
+
+    Raises:
+        CheckpointError: it has not, or the chat lacks a stretch that its turns need.
+    """
+    chat, path = settings.chat, folder / SETTINGS
+    begin, between = {"user"}, set()
+    if chat.turns != 1:
+        between |= {"user assistant", "assistant user"}
+    if chat.system:
+        begin, between = begin | {"system"}, between | {"system user"}
+    for place, needed, found in (
+        ("begin", begin, chat.begin), ("between", between, chat.between)
+    ):  # fmt: skip
+        for key in sorted(needed - found.keys()):
+            raise CheckpointError(f'{path}: chat.{place} lacks "{key}"; {AGAIN}')
+    named = {
+        "eos_ids": settings.eos_ids,
+        "suppressed_ids": settings.suppressed_ids,
+        "chat.generate": chat.generate,
+        **{f"chat.begin {key}": ids for key, ids in chat.begin.items()},
+        **{f"chat.between {key}": ids for key, ids in chat.between.items()},
+    }
+    for place, ids in named.items():
+        for token_id in ids:
+            if not 0 <= token_id < rows:
+                raise CheckpointError(
+                    f"{path}: {shown(place)} names the id {token_id}, and the model has {rows}; {AGAIN}"
+                )
+    if not 0 <= chat.image_token_id < 2**31 or chat.turns < 0:
+        raise CheckpointError(f"{path}: chat is not as oculi writes it; {AGAIN}")
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON:

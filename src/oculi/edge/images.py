@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from oculi.data.images import to_rgb
 from oculi.edge.folder import Pictures
 from oculi.errors import CheckpointError
 
@@ -60,7 +61,7 @@ class Cutter:
     def patches(self, image: Image.Image) -> NDArray[np.uint8]:
         """One picture to patches [R, Q, C], channels first in a patch."""
         p = self.settings.patch_size
-        image = image.convert("RGB")
+        image = to_rgb(image)
         rows, columns = self.grid(*image.size)
         if self.settings.mode == "square" and image.width != image.height:
             image = self._pad_to_square(image)

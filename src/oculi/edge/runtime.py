@@ -265,7 +265,8 @@ def load(folder: str | Path, threads: int | None = None, sums: bool = True) -> R
         sums: compare every file with its SHA-256 first. Without, lengths alone are compared.
 
     Raises:
-        CheckpointError: the folder is none, or a file is missing, cut, altered or of another version.
+        CheckpointError: the folder is none, or a file is missing, cut, altered or of another version, or
+            its settings name ids that the model has not.
         OculiError: onnxruntime is not installed.
     """
     folder = Path(folder)
@@ -280,6 +281,7 @@ def load(folder: str | Path, threads: int | None = None, sums: bool = True) -> R
         raise CheckpointError(
             f"{folder / files.EMBEDDINGS} is no table of embeddings; {files.AGAIN}"
         )
+    files.check_ids(settings, len(embeddings), folder)
     vision, decoder = (_session(folder / name, threads) for name in (files.VISION, files.DECODER))
     return Runner(settings, vision, decoder, embeddings, encoder)
 

@@ -52,7 +52,8 @@ def merge_run(run: Path, out: Path, base: str | None = None) -> float:
 def fold(model: OculiForConditionalGeneration, recipe: Recipe) -> float:
     """Merge LoRA in place, cast to the recipe's dtype; returns the largest change of a logit.
 
-    The logits compared are those of 64 fixed token ids, in float32 before and after the fold.
+    The logits compared are those of 64 fixed token ids, before and after the fold, in the model's own
+    dtype; their difference is taken in float32.
     """
     model.eval()
     vocabulary = model.config.text_config.vocab_size

@@ -9,7 +9,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextTo
 
 from .configuration_oculi import OculiConfig
 from .image_processing_oculi import OculiImageProcessor
-from .modeling_oculi import OculiForConditionalGeneration, OculiOutput
+from .modeling_oculi import OculiForConditionalGeneration
+from .outputs_oculi import OculiOutput
 from .processing_oculi import OculiProcessor
 
 __all__ = [

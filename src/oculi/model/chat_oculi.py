@@ -132,6 +132,20 @@ class ChatEncoder:
             labels += text_ids if role == "assistant" else [-100] * len(text_ids)
         return ids, labels, spans
 
+    def opening(self) -> list[int]:
+        """Ids in front of a conversation, where no template says: what the tokenizer itself puts there.
+
+        Its post-processor decides, not its having a BOS: GPT-2's has one that it never adds.
+        """
+        if self.tokenizer.chat_template:
+            return []
+        whole = list(self.tokenizer("x")["input_ids"])
+        bare = list(self.tokenizer("x", add_special_tokens=False)["input_ids"])
+        for start in range(len(whole)):
+            if whole[start : start + len(bare)] == bare:
+                return whole[:start]
+        return []
+
     def end_of_turn(self) -> list[int]:
         """Ids that end an answer: the tokenizer's, and the template's where that is another."""
         _, labels, _ = self.encode([("user", ["?"]), ("assistant", ["!"])])
@@ -176,7 +190,8 @@ class ChatEncoder:
                 f"the tokenizer's chat template refuses a conversation with the roles {roles}: "
                 f"{str(error)!r}"
             ) from None
-        segments: list[Segment] = []
+        opening = tuple(self.opening())
+        segments = [Segment(ids=opening)] if opening else []
         seen: list[int] = []
         for i, part in enumerate(text.split(_OPEN)):
             literal = part

@@ -7,11 +7,62 @@ patch embedding) that knows mean and deviation.
 from typing import Any, ClassVar
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
 from .compress_oculi import token_count
 from .grids_oculi import token_grid
+
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The picture as training saw it: upright by EXIF, alpha over white, 16-bit grey scaled.
+
+    ``oculi.data.images`` does the same when it reads a file, and needs neither torch nor transformers;
+    this file travels without it. A test holds the two together.
+    """
+    turn = _TRANSPOSE.get(_orientation(image))
+    rgb = _colours(image)
+    if turn is None:
+        return rgb
+    rgb = rgb.transpose(turn)
+    rgb.info.clear()  # with the EXIF left in, the next reader would rotate once more
+    return rgb
+
+
+def _orientation(image: Image.Image) -> Any:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except MemoryError:
+        raise
+    except Exception:
+        return 1  # a damaged note about the picture does not make the picture unusable
+
+
+def _colours(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # Pillow's own conversion clamps, which makes most of 0..65535 white.
+        values = np.asarray(image).astype(np.int32)
+        scaled = ((values.clip(0, 65535) + 128) // 257).astype(np.uint8)
+        transparent = image.info.get("transparency")
+        if isinstance(transparent, int):
+            scaled[values == transparent] = 255
+        return Image.fromarray(scaled).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(rgba, mask=rgba.getchannel("A"))
+        return white
+    return image.convert("RGB")
 
 
 class OculiImageProcessor(BaseImageProcessor):
@@ -88,7 +139,7 @@ class OculiImageProcessor(BaseImageProcessor):
 
     def patches(self, image: Image.Image) -> tuple[np.ndarray, tuple[int, int]]:
         """One picture to patches [rows * columns, 3 * p * p] uint8 and its (rows, columns)."""
-        image = image.convert("RGB")
+        image = to_rgb(image)
         rows, columns = self.grid(*image.size)
         if self.mode == "square" and image.width != image.height:
             image = self._pad_to_square(image)

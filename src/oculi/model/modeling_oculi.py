@@ -6,14 +6,13 @@ S vision tokens of the whole batch.
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, Cache, DynamicCache, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils import can_return_tuple
 
 from .blocked_attention_oculi import BLOCKED as BLOCKED  # importing it registers it
 from .call_masks_oculi import masks_of_call, rows_of_last_block
@@ -22,6 +21,7 @@ from .configuration_oculi import OculiConfig
 from .fusion_oculi import CrossBlock, new_fusion
 from .generation_oculi import OculiGenerationMixin
 from .masks_oculi import refuse_sliding_window
+from .outputs_oculi import OculiOutput, Sight
 from .patch_embed_oculi import PatchEmbed
 from .perceiver_oculi import Perceiver
 from .routed_oculi import Route, add_adapter
@@ -37,37 +37,6 @@ VISION_PARTS: dict[str, type[nn.Module]] = {
     "tower": VisionTower,
     "perceiver": Perceiver,
 }
-
-
-@dataclass
-class OculiOutput(ModelOutput):
-    """Result of a forward pass.
-
-    Attributes:
-        logits: [B, T, V]; [1, R, V] when ``label_rows`` was given.
-        past_key_values: the cache, when it is used.
-        taps: what the reducers returned, by block or name.
-    """
-
-    logits: Tensor | None = None
-    past_key_values: Cache | None = None
-    taps: dict[int | str, Any] | None = None
-
-
-class Sight(NamedTuple):
-    """What is made of a call's images.
-
-    Attributes:
-        tokens: [S, D], of all images in order: what the LLM is given.
-        pooled: [N, D], of each whole image, if the vision part has it.
-        owners: [P], the token that each patch went into, if a compressor says.
-        whole: [P, D], the vision part's tokens, before a compressor made fewer.
-    """
-
-    tokens: Tensor
-    pooled: Tensor | None
-    owners: Tensor | None
-    whole: Tensor
 
 
 class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
@@ -165,6 +134,23 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         return self.llm.get_output_embeddings()
 
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.llm.set_input_embeddings(value)
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.llm.set_output_embeddings(new_embeddings)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """As transformers', and the image token, should the table now have it, is never generated.
+
+        Its id stays what it is: image positions take no row of the table.
+        """
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        image, settings = self.config.image_token_id, self.generation_config
+        if image < embeddings.weight.shape[0] and image not in (settings.suppress_tokens or []):
+            settings.suppress_tokens = [*(settings.suppress_tokens or []), image]
+        return embeddings
+
     def get_decoder(self) -> nn.Module:
         return self.llm.get_decoder()
 
@@ -209,6 +195,7 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
         tokens, owners = self.compress(whole, self.vision.token_grids(image_grids))
         return Sight(tokens, pooled, owners, whole)
 
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -257,8 +244,14 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
                 that of the token it went into. ``"vision"`` is given a ``Seen``.
 
         Raises:
-            ValueError: image positions and vision tokens differ in number, or shapes do.
+            ValueError: image positions and vision tokens differ in number, or shapes do; or ``labels``
+                are given.
         """
+        if kwargs.pop("labels", None) is not None:
+            raise ValueError(
+                "this model computes no loss: leave labels out, and give the logits that it returns and "
+                "the labels, shifted by one, to torch.nn.functional.cross_entropy"
+            )
         sight: Sight | None = None
         if inputs_embeds is None:
             if input_ids is None:
@@ -311,11 +304,12 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
             output = self.llm(
                 inputs_embeds=inputs_embeds, attention_mask=mask, position_ids=position_ids,
                 past_key_values=past_key_values, use_cache=use_cache,
-                logits_to_keep=logits_to_keep, **kwargs,
+                logits_to_keep=logits_to_keep, return_dict=True, **kwargs,
             )  # fmt: skip
         return OculiOutput(
-            logits=output.logits, past_key_values=output.past_key_values, taps=tapped or None
-        )
+            logits=output.logits, past_key_values=output.past_key_values, taps=tapped or None,
+            hidden_states=output.hidden_states, attentions=output.attentions,
+        )  # fmt: skip
 
     def _image_ids(self, input_ids: Tensor, image_grids: Tensor | None) -> Tensor:
         """Image of each token [B, T], -1 for text: positions are dealt to images in order."""

@@ -1,14 +1,18 @@
 """Conversations and pictures to model inputs: one path for training, evaluation and serving."""
 
+import base64
+import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
-from transformers.image_utils import load_image
 
 from .chat_oculi import ChatEncoder, ImageTokens
 from .image_processing_oculi import OculiImageProcessor
@@ -194,40 +198,46 @@ class OculiProcessor(ProcessorMixin):
         """Raw strings with one ``<|image_pad|>`` per image, as transformers' processors take them.
 
         The string is the prompt as it stands, control tokens included: for text from users go
-        through ``apply_chat_template`` or ``encode``.
+        through ``apply_chat_template`` or ``encode``. Without a chat template it begins as the
+        tokenizer begins a text, whether the string says so or not.
+
+        Args:
+            images: one, a list of all in the order of their tokens, or a list for each text.
+            text: one or several.
 
         Raises:
-            ValueError: image tokens and images differ in number.
+            ValueError: image tokens and images differ in number, in all or in a text that has a list of
+                its own.
         """
         if text is None:
             raise ValueError("OculiProcessor needs text; for images alone call its image_processor")
         texts = [text] if isinstance(text, str) else list(text)
-        pictures = _flatten(images)
-        wanted = sum(item.count(IMAGE_TOKEN) for item in texts)
-        if wanted != len(pictures):
-            raise ValueError(
-                f"{wanted} times {IMAGE_TOKEN} in the text, but {len(pictures)} images"
-            )
-        queue = iter(pictures)
+        queue = iter(_pictures(images, [item.count(IMAGE_TOKEN) for item in texts]))
+        opening = self.chat.opening()
         encoded = []
         for item in texts:
-            ids: list[int] = []
+            first, *rest = item.split(IMAGE_TOKEN)
+            begun = list(self.tokenizer(first, add_special_tokens=False)["input_ids"])
+            ids = begun if begun[: len(opening)] == opening else opening + begun
             patches, grids, spans = [], [], []
-            for i, part in enumerate(item.split(IMAGE_TOKEN)):
-                if i:
-                    cut, grid = self.image_processor.patches(next(queue))
-                    patches.append(cut)
-                    grids.append(grid)
-                    count = self.image_processor.tokens(grid)
-                    spans.append((len(ids), count))
-                    ids += [self.image_token_id] * count
+            for part in rest:
+                cut, grid = self.image_processor.patches(next(queue))
+                patches.append(cut)
+                grids.append(grid)
+                count = self.image_processor.tokens(grid)
+                spans.append((len(ids), count))
+                ids += [self.image_token_id] * count
                 ids += self.tokenizer(part, add_special_tokens=False)["input_ids"]
             encoded.append(Encoded(ids, [-100] * len(ids), patches, grids, len(ids), spans))
         return self.collate(encoded)
 
 
 def parse_content(content: str | Sequence[dict[str, Any]]) -> list[str | Image.Image]:
-    """A message's content in transformers' form to text and pictures."""
+    """A message's content in transformers' form to text and pictures, as their files have them.
+
+    Raises:
+        ValueError: a part is neither text nor image, or its picture cannot be told from it.
+    """
     if isinstance(content, str):
         return [content]
     pieces: list[str | Image.Image] = []
@@ -241,10 +251,30 @@ def parse_content(content: str | Sequence[dict[str, Any]]) -> list[str | Image.I
             )
             if source is None:
                 raise ValueError('an image part needs "image", "url", "path" or "base64"')
-            pieces.append(load_image(source))
+            pieces.append(open_picture(source))
         else:
             raise ValueError(f'a content part of type "{kind}" is neither text nor image')
     return pieces
+
+
+def _pictures(images: Any, wanted: Sequence[int]) -> list[Image.Image]:
+    """All pictures in order, ``wanted`` of each text; raises ValueError as the processor does."""
+    if isinstance(images, (list, tuple)) and any(isinstance(x, (list, tuple)) for x in images):
+        if len(images) != len(wanted):
+            raise ValueError(f"{len(images)} lists of images for {len(wanted)} texts")
+        lists = [_flatten(item) for item in images]
+        for i, (found, count) in enumerate(zip(lists, wanted, strict=True)):
+            if len(found) != count:
+                raise ValueError(
+                    f"text {i} has {count} times {IMAGE_TOKEN}, but its list holds {len(found)} images"
+                )
+        return [picture for found in lists for picture in found]
+    pictures = _flatten(images)
+    if sum(wanted) != len(pictures):
+        raise ValueError(
+            f"{sum(wanted)} times {IMAGE_TOKEN} in the text, but {len(pictures)} images"
+        )
+    return pictures
 
 
 def _flatten(images: Any) -> list[Image.Image]:
@@ -252,4 +282,30 @@ def _flatten(images: Any) -> list[Image.Image]:
         return []
     if isinstance(images, (list, tuple)):
         return [picture for item in images for picture in _flatten(item)]
-    return [load_image(images)]
+    return [open_picture(images)]
+
+
+def open_picture(source: Any) -> Image.Image:
+    """A picture from itself, a URL, a path, a data URL or base64, with its own mode and EXIF.
+
+    transformers' ``load_image`` converts to RGB, and then nobody can scale 16-bit grey or lay alpha over
+    white; see ``to_rgb``.
+
+    Raises:
+        ValueError: ``source`` is none of these.
+    """
+    if isinstance(source, Image.Image):
+        return source
+    try:
+        if source.startswith(("http://", "https://")):
+            with urlopen(source, timeout=60) as reply:
+                data = reply.read()
+        elif os.path.isfile(source):
+            data = Path(source).read_bytes()
+        else:
+            data = base64.b64decode("".join(source.rpartition(",")[2].split()), validate=True)
+        return Image.open(io.BytesIO(data))
+    except (AttributeError, TypeError, ValueError, OSError) as error:
+        raise ValueError(
+            f"{str(source)[:200]!r} is no picture, and no URL, path or base64 of one that can be opened"
+        ) from error

@@ -213,6 +213,10 @@ class FusionLayer(CacheLayerMixin):
     So it goes wherever the cache goes: ``generate``, beams (``reorder_cache``), repeated and chosen
     rows, ``crop`` for rejected drafts, ``reset``, a second turn. A cropped place stays and is masked,
     since one token of the LLM may be many places here, in each row others.
+
+    Args:
+        first: the cache's first layer. An offloaded cache fetches the next layer while one works, and
+            behind the last block's it would otherwise find this one, which is never away.
     """
 
     is_sliding = False
@@ -222,8 +226,9 @@ class FusionLayer(CacheLayerMixin):
     is_compileable = True
     supports_early_init = False
 
-    def __init__(self) -> None:
+    def __init__(self, first: CacheLayerMixin) -> None:
         super().__init__()
+        self.first = first
         self.memory = Memory()
         self.is_initialized = True
 
@@ -254,7 +259,8 @@ class FusionLayer(CacheLayerMixin):
         """Stays where it is: it is small beside the LLM's."""
 
     def prefetch(self) -> None:
-        """See ``offload``."""
+        """Fetch the first block's layer, whose turn is next."""
+        self.first.prefetch()
 
     def reset(self) -> None:
         """Forget all."""
@@ -314,5 +320,5 @@ def memory_of(cache: Cache | None, blocks: int) -> Memory:
         raise ValueError(UNSEEN)
     while len(cache.layers) < blocks:  # they would come one by one
         cache.layers.append(cache.layer_class_to_replicate())
-    cache.layers.append(FusionLayer())
+    cache.layers.append(FusionLayer(cache.layers[0]))
     return cache.layers[blocks].memory
