@@ -268,32 +268,6 @@ def test_reading_in_order_decodes_each_block_once(
     assert len(seen) == 10  # all of it fits what is kept
 
 
-@pytest.mark.parametrize("nested", [False, True], ids=["a column", "in lists"])
-def test_a_value_that_every_row_names_is_not_written_out_for_all_at_once(
-    tmp_path: Path, nested: bool
-) -> None:
-    """A dictionary holds it once: 700 bytes of file would be half a gigabyte of rows."""
-    value = "x" * 2**19
-    texts: list[Any] = [value] * 1024
-    if nested:
-        texts = [[{"role": "user", "content": value}]] * 1024
-    path = tmp_path / "a.parquet"
-    table = pa.table({"messages" if nested else "answer": texts})
-    pq.write_table(table, path, compression="zstd", dictionary_pagesize_limit=2**30)
-    assert path.stat().st_size < 2000
-    rows = parquetrows.ParquetRows(path)
-    sizes = [block.nbytes for block in rows._blocks(rows._reader(), 0)]
-    assert max(sizes) <= 1.1 * parquetrows.BLOCK_BYTES and sum(sizes) >= 2**29
-
-
-def test_usual_dictionaries_cost_no_smaller_blocks(tmp_path: Path) -> None:
-    path = tmp_path / "a.parquet"
-    answers = [f"a red star {number % 50}" for number in range(4096)]
-    pq.write_table(pa.table({"answer": answers}), path)
-    rows = parquetrows.ParquetRows(path)
-    assert [block.num_rows for block in rows._blocks(rows._reader(), 0)] == [1024] * 4
-
-
 def test_large_row_groups_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_parquet(tmp_path)
     assert check([path]).notes == []

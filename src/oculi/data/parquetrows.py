@@ -62,14 +62,10 @@ class ParquetRows(Columnar):
     def _blocks(self, reader: Any, group: int) -> Iterator[Block]:
         columns = [name for name in reader.schema_arrow.names if name in self.keys]
         data = guard(lambda: reader.metadata.row_group(group))
-        rows = min(
-            BLOCK_ROWS,
-            data.num_rows * BLOCK_BYTES // max(1, data.total_byte_size),
-            BLOCK_BYTES // max(1, self._largest(reader, group, columns)),
-        )
+        rows = data.num_rows * BLOCK_BYTES // max(1, data.total_byte_size)
         blocks = guard(
             lambda: reader.iter_batches(
-                batch_size=max(1, rows),
+                batch_size=max(1, min(rows, BLOCK_ROWS)),
                 row_groups=[group],
                 columns=columns,
                 use_threads=False,
@@ -77,56 +73,3 @@ class ParquetRows(Columnar):
         )
         while (block := guard(lambda: next(blocks, None))) is not None:
             yield validated(block)
-
-    def _largest(self, reader: Any, group: int, columns: list[str]) -> int:
-        """Bytes that a row may take of values that the file holds once and every row may name.
-
-        A dictionary's values count once in a row group's size, and are written out for each row.
-        """
-        import pyarrow.parquet as pq
-
-        data = reader.metadata.row_group(group)
-        parts = [data.column(number) for number in range(data.num_columns)]
-        named = [
-            part.path_in_schema
-            for part in parts
-            if part.physical_type == "BYTE_ARRAY"
-            and part.has_dictionary_page
-            and part.path_in_schema.split(".")[0] in columns
-        ]
-        if not named:
-            return 0
-        kept = guard(
-            lambda: pq.ParquetFile(
-                self.path, read_dictionary=named, metadata=reader.metadata, pre_buffer=False,
-                buffer_size=2**20, page_checksum_verification=True,
-            )
-        )  # fmt: skip
-        with kept:
-            first = guard(
-                lambda: next(
-                    kept.iter_batches(
-                        batch_size=1, row_groups=[group], columns=columns, use_threads=False
-                    ),
-                    None,
-                )
-            )
-        if first is None:
-            return 0
-        # No value is looked at: texts that are none cost their rows alone, later.
-        return sum(_longest(column) for column in first.columns)
-
-
-def _longest(array: Any) -> int:
-    """The longest value of each dictionary in an array, all together, in bytes."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    kind = array.type
-    if pa.types.is_dictionary(kind):
-        return pc.max(pc.binary_length(array.dictionary)).as_py() or 0
-    if pa.types.is_struct(kind):
-        return sum(_longest(array.field(number)) for number in range(kind.num_fields))
-    if pa.types.is_nested(kind) and hasattr(array, "values"):  # lists of any kind
-        return _longest(array.values)
-    return 0
