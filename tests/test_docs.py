@@ -69,7 +69,7 @@ STANDS_FOR = {
     "Hon-Wong/VoRA-7B-Instruct": str(ROOT / "tests/golden/vora_checkpoint/merged"),
     "RELEASED_RUN": str(ROOT / "tests/golden/vora_checkpoint/unmerged"),
     "QWEN_DIR": str(ROOT / "tests/golden/vora_checkpoint/llm"),
-    "runs/mine/checkpoints/step-0000600": "runs/mine/checkpoints/step-0000003",
+    "runs/mine/checkpoints/step-0000500": "runs/mine/checkpoints/step-0000003",
     "FILE...": "train.json",
     "449": "9",  # pixels: pictures here are small
     "http://localhost:8000/v1": "",  # of `folder`

@@ -49,7 +49,7 @@ def test_a_folder_or_a_pattern_is_a_task(tmp_path: Path, monkeypatch: pytest.Mon
             for x in answers
         ]
         Path(f"many/{name}.json").write_text(json.dumps(rows))
-    for data, title in (("many", "many"), ("many/*.json", "_"), ("many/[ab].json", "_ab_")):
+    for data, title in (("many", "many"), ("many/*.json", "many_"), ("many/[ab].json", "many_ab_")):
         task = open_task(data)
         assert [q.answer for q in task.load(None)] == ["1", "2", "3"]
         assert task.name == title  # of the folder with the answers

@@ -92,8 +92,8 @@ def finish(recipe: Recipe, run: Path) -> bool:
             )
         if _read(mark).get("testbed") != testbed():
             raise AblationError(
-                f"{run} was trained from other tiny checkpoints than those that are there now. "
-                "Choose another --out (or --runs)"
+                f"{run} began from other tiny checkpoints than those that are there now, or does not "
+                "say. Choose another --out (or --runs)"
             )
         return False
     ended = "finished"

@@ -59,7 +59,9 @@ class _Pickler(pickle.Pickler):
     """Writes tensors as arrays: torch's own way takes ten times as long."""
 
     def reducer_override(self, value: Any) -> Any:
-        return (torch.from_numpy, (value.numpy(),)) if isinstance(value, Tensor) else NotImplemented
+        if not isinstance(value, Tensor) or value.dtype == torch.bfloat16:  # which numpy lacks
+            return NotImplemented
+        return torch.from_numpy, (value.numpy(),)
 
 
 def _packed(made: Any) -> Tensor:

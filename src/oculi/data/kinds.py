@@ -92,6 +92,8 @@ def is_data(path: Path) -> bool:
 
     For where a name of something else may stand too. What is wrong with it `find_files` says.
     """
+    if path == Path():  # an empty name
+        return False
     if path.exists():
         return True
     return bool(_PATTERN.search(str(path))) and any(glob.iglob(str(path), recursive=True))

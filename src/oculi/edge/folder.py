@@ -183,8 +183,8 @@ def check_ids(settings: Settings, rows: int, folder: Path) -> None:
     for place, needed, found in (
         ("begin", begin, chat.begin), ("between", between, chat.between)
     ):  # fmt: skip
-        for key in sorted(needed - found.keys()):
-            raise CheckpointError(f'{path}: chat.{place} lacks "{key}"; {AGAIN}')
+        if lacking := sorted(needed - found.keys()):
+            raise CheckpointError(f'{path}: chat.{place} lacks "{lacking[0]}"; {AGAIN}')
     named = {
         "eos_ids": settings.eos_ids,
         "suppressed_ids": settings.suppressed_ids,
@@ -196,7 +196,8 @@ def check_ids(settings: Settings, rows: int, folder: Path) -> None:
         for token_id in ids:
             if not 0 <= token_id < rows:
                 raise CheckpointError(
-                    f"{path}: {shown(place)} names the id {token_id}, and the model has {rows}; {AGAIN}"
+                    f"{path}: {shown(place)} names the id {token_id}, and the model has {rows} ids; "
+                    f"{AGAIN}"
                 )
     if not 0 <= chat.image_token_id < 2**31 or chat.turns < 0:
         raise CheckpointError(f"{path}: chat is not as oculi writes it; {AGAIN}")

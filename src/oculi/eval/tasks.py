@@ -56,7 +56,9 @@ def open_task(name: str, image_root: str | None = None) -> Task:
                 return found[:limit]
         return found
 
-    return Task(re.sub(r"[*?[\]]+", "_", path.stem), load)  # of a pattern
+    # A pattern's answers lie in a folder of its own, beside those of other patterns.
+    title = path.stem if path.exists() else re.sub(r"\W+", "_", str(path.with_suffix("")))
+    return Task(title, load)
 
 
 def _mme(name: str, image_root: str | None) -> Task:

@@ -38,6 +38,11 @@ VISION_PARTS: dict[str, type[nn.Module]] = {
     "perceiver": Perceiver,
 }
 
+_NO_LOSS = (
+    "this model computes no loss: leave labels out, and give the logits that it returns and the labels, "
+    "shifted by one, to torch.nn.functional.cross_entropy"
+)
+
 
 class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
     """An LLM that reads patches: ``llm``, ``vision`` and, if any, ``compress`` and ``fusion``."""
@@ -244,14 +249,10 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
                 that of the token it went into. ``"vision"`` is given a ``Seen``.
 
         Raises:
-            ValueError: image positions and vision tokens differ in number, or shapes do; or ``labels``
-                are given.
+            ValueError: image positions and vision tokens differ in number or shape; or labels are given.
         """
         if kwargs.pop("labels", None) is not None:
-            raise ValueError(
-                "this model computes no loss: leave labels out, and give the logits that it returns and "
-                "the labels, shifted by one, to torch.nn.functional.cross_entropy"
-            )
+            raise ValueError(_NO_LOSS)
         sight: Sight | None = None
         if inputs_embeds is None:
             if input_ids is None:

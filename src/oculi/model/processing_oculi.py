@@ -5,6 +5,7 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -305,7 +306,10 @@ def open_picture(source: Any) -> Image.Image:
         else:
             data = base64.b64decode("".join(source.rpartition(",")[2].split()), validate=True)
         return Image.open(io.BytesIO(data))
-    except (AttributeError, TypeError, ValueError, OSError) as error:
+    except (
+        AttributeError, TypeError, ValueError, OSError, HTTPException, Image.DecompressionBombError,
+    ) as error:  # fmt: skip
         raise ValueError(
-            f"{str(source)[:200]!r} is no picture, and no URL, path or base64 of one that can be opened"
+            f"{str(source)[:200]!r} is no picture, and no URL, path or base64 of one that can be "
+            f"opened: {error}"
         ) from error

@@ -60,8 +60,9 @@ def _replace_data(content: dict[str, Any], given: Sequence[str]) -> None:
         elif name in of_stage and is_data(Path(path)):
             of_stage[name].append(path)
         else:
-            whose = f", nor is it one of a stage: {', '.join(names)}" if "=" in text else ""
-            raise DataError(f"there is no data file {path if name in of_stage else text}{whose}")
+            missing = path if name in of_stage else text
+            stages = f"; the stages are {', '.join(names)}" if missing == text and path else ""
+            raise DataError(f"there is no data file {missing}{stages}")
     for stage in content["stages"]:
         if files := of_stage[stage["name"]] or of_all:
             stage["data"] = [FileSource(path=path).model_dump(mode="json") for path in files]

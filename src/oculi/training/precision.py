@@ -39,7 +39,7 @@ def advice(stage: Stage, number: int, device: torch.device) -> str | None:
         cost = f"in {times:.1f} times the time of float32"
     return (
         f"this {device.type.upper()} multiplies in bfloat16 {cost}: with "
-        f"stages.{number}.precision=float32 the stage is faster (and its numbers differ a little)"
+        f"stages.{number}.precision=float32 a new run is faster (and its numbers differ a little)"
     )
 
 
