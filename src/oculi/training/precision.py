@@ -24,7 +24,7 @@ def advice(stage: Stage, number: int, device: torch.device) -> str | None:
     """A line for a machine without bf16 instructions, where the stage would be faster in float32.
 
     Many processors have none (x86 without AVX512-BF16 or AMX, GPUs before Ampere) and compute bf16 in
-    software. A CPU is timed, as no list of them stays complete; it takes a third of a second at most.
+    software. A CPU is timed, as no list of them stays complete; a slow one took a third of a second.
     """
     if stage.precision != "bfloat16":
         return None
