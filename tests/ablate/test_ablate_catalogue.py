@@ -201,6 +201,10 @@ def test_the_commands_of_the_page_are_of_ablations_that_exist() -> None:
     commands = [shlex.split(line, comments=True) for line in re.findall("^oculi .*", page, re.M)]
     named = {words[2] for words in commands if words[1] == "ablate" and words[2][0] != "-"}
     assert named == set(ABLATIONS)
+    for words in commands:
+        given = [word for word in words[3:] if "=" in word]
+        if given and words[1] == "ablate":
+            engine.recipes_of(ABLATIONS[words[2]].overriding(given), quick=False)
     for ablation in ABLATIONS.values():
         assert all(claim.name in page for claim in ablation.claims), ablation.name
 

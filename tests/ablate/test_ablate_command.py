@@ -30,6 +30,9 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     done = invoke("vora-fig7", "--out", tmp_path / "taken")
     assert done.exit_code == 2 and "choose another --out" in done.stderr
     assert invoke("vora-fig7", "--seeds", 1).exit_code == 2
+    done = invoke("vora-fig7", "stages.0.precison=float32", "--out", tmp_path / "out")
+    assert done.exit_code == 2 and 'did you mean "precision"' in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def check_quick(name: str, folder: Path) -> dict[str, Any]:

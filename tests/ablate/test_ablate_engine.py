@@ -198,6 +198,44 @@ def test_what_was_decided_cannot_be_changed(
     assert (tmp_path / "out" / "claims.json").read_bytes() == frozen
 
 
+def test_overrides_hold_in_every_row_and_are_in_the_report(
+    world: World, ablation: Ablation, tmp_path: Path
+) -> None:
+    given = ("stages.0.precision=float32", "stages.0.betas=[0.9, 0.95]")
+    report = world.ablate(ablation.overriding(given), tmp_path / "out")
+    for name in NAMES:
+        stage = load(tmp_path / "out" / "runs" / name / "recipe.yaml").stages[0]
+        assert (stage.precision, stage.betas) == ("float32", (0.9, 0.95))
+        assert (stage.lr == 1e-3) == name.startswith("better")
+    command = (
+        "oculi ablate made-up stages.0.precision=float32 'stages.0.betas=[0.9, 0.95]' --seeds 2"
+    )
+    assert f"`{command}`" in report.markdown() and report.to_json()["command"] == command
+    # What was begun with them does not go on without.
+    with pytest.raises(AblationError, match=r"rows.plain.stages.0.betas.1: was 0.95, is 0.999"):
+        world.ablate(ablation, tmp_path / "out", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("own", "given"),
+    [
+        ("stages.0.lr=1e-3", "stages.0.lr=1e-4"),
+        ("model.images.size=448", "model.images={kind: fixed}"),
+        ("model.vision=null", "model.vision.patch_size=8"),
+    ],
+)
+def test_what_rows_differ_in_cannot_be_overridden(ablation: Ablation, own: str, given: str) -> None:
+    ablation = replace(
+        ablation, rows=(ablation.rows[0], replace(ablation.rows[1], overrides=(own,)))
+    )
+    with pytest.raises(
+        RecipeError, match=r"row better of made-up sets .* cannot be the same in every"
+    ):
+        ablation.overriding(("seed=3", given))
+    # A key that only begins with the same letters is another.
+    assert ablation.overriding((f"{own.partition('=')[0]}s=1",)).rows[1].overrides[-1] == own
+
+
 def other_data(ablation: Ablation, **changes: Any) -> Ablation:
     row = replace(
         ablation.rows[1],

@@ -18,6 +18,9 @@ EXAMPLE = "Example: oculi ablate vora-table2 --seeds 3 --out runs/table2"
 @one_line_errors
 def ablate(
     name: Annotated[str | None, typer.Argument(help="an ablation; see --list")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value in every row, as for oculi train")
+    ] = None,
     seeds: Annotated[
         int | None, typer.Option(min=1, max=20, help="runs of each row; else 3, with --quick 2")
     ] = None,
@@ -48,7 +51,7 @@ def ablate(
         for key, one in ABLATIONS.items():
             print(f"{key:14} {len(one.rows)} rows  {one.source}: {one.question}")
         return
-    ablation = find_ablation(name)
+    ablation = find_ablation(name).overriding(overrides or [])
     quiet_libraries()
     keep_freed_memory()
     from oculi.ablate.engine import run_ablation

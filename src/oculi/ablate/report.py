@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,7 +58,9 @@ class Report:
     @property
     def command(self) -> str:
         """What makes this report."""
-        return f"oculi ablate {self.ablation.name} --seeds {self.seeds}{' --quick' * self.quick}"
+        overrides = shlex.join(self.ablation.overridden)
+        options = f"--seeds {self.seeds}{' --quick' * self.quick}"
+        return " ".join(filter(None, ("oculi ablate", self.ablation.name, overrides, options)))
 
     def judged(self) -> list[Judged]:
         """The claims with their verdicts; none before the last run."""

@@ -10,10 +10,12 @@ A claim is one number, its effect, and a rule for its 95 % interval:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any, Literal
 
 from oculi.ablate.metrics import named, shown_difference
+from oculi.errors import RecipeError
 from oculi.recipe import Recipe
 
 Direction = Literal["above", "below", "within"]
@@ -284,6 +286,7 @@ class Ablation:
         varied: fields of stages in which rows differ by design, of those that decide which samples a
             step sees. Without it rows must see the same ones in the same order.
         least_seeds: with one, only claims about exact match can be decided, for that seed's models.
+        overridden: what ``overriding`` has set in every row.
         notes: how this differs from the paper's set-up; part of the report.
     """
 
@@ -303,6 +306,7 @@ class Ablation:
     grid: Grid | None = None
     varied: tuple[str, ...] = ()
     least_seeds: int = 2
+    overridden: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = [row.name for row in self.rows]
@@ -327,6 +331,22 @@ class Ablation:
         if self.grid:
             self._check_grid(self.grid)
 
+    def overriding(self, assignments: Sequence[str]) -> Ablation:
+        """The same with ``key=value`` in every row, as another LLM or precision.
+
+        Raises:
+            RecipeError: a row sets that key, a part of it or what it is part of: rows are the question.
+        """
+        for row in self.rows:
+            for mine, given in product(map(_key, row.overrides), map(_key, assignments)):
+                if f"{mine}.".startswith(f"{given}.") or f"{given}.".startswith(f"{mine}."):
+                    raise RecipeError(
+                        f"row {row.name} of {self.name} sets {mine} itself: {given} cannot be the same "
+                        "in every row"
+                    )
+        rows = tuple(replace(row, overrides=(*assignments, *row.overrides)) for row in self.rows)
+        return replace(self, rows=rows, overridden=(*self.overridden, *assignments))
+
     def differences(self) -> list[str]:
         """What rows differ in by design, and what pairs them then; empty if that is their samples."""
         if not self.varied:
@@ -346,6 +366,10 @@ class Ablation:
 def difference(row: str, versus: str, metric: str) -> Contrast:
     """A metric of one row less that of another."""
     return Contrast((Term(1, row, metric), Term(-1, versus, metric)))
+
+
+def _key(assignment: str) -> str:
+    return assignment.partition("=")[0].strip()
 
 
 def _unique(names: Sequence[str], what: str) -> None:
