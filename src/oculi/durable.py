@@ -65,9 +65,14 @@ def move(source: Path, target: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file's text by another as a whole; raises OSError."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace what a file holds as a whole; raises OSError."""
     partial = path.with_name(path.name + PARTIAL)
     reach("write", partial)
-    partial.write_text(text, encoding="utf-8")
+    partial.write_bytes(content)
     sync(partial)
     move(partial, path)
 

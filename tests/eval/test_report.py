@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from oculi.errors import DataError
+from oculi.eval import folder as eval_folder
 from oculi.eval import report
+from oculi.eval.folder import MAX_PICTURE
 from oculi.eval.report import write_report
 from oculi.eval.templates import curves, values
 
@@ -438,20 +440,69 @@ def test_restored_pictures_are_shown_where_there_are_any(run: Path) -> None:
     assert "Restored pictures" not in page.text
 
 
+def shown(run: Path, count: int) -> list[dict[str, Any]]:
+    """As a run writes it at checkpoints."""
+    (run / "shown").mkdir(exist_ok=True)
+    lines = [
+        {
+            "stage": "read", "step": 10 * step, "objective": "reconstruct", "images": 8,
+            "picture": f"{step}.png", "rows": ["picture", "own tokens"],
+            "scores": {"PSNR, own at 0.9": 10 + step, "PSNR, shuffled at 0.9": 9.5},
+        }
+        for step in range(1, count + 1)
+    ]  # fmt: skip
+    for line in lines:
+        Image.new("RGB", (40, 30), "blue").save(run / "shown" / line["picture"])
+    (run / "shown.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return lines
+
+
+def test_what_checkpoints_show_is_a_table_and_some_pictures(run: Path) -> None:
+    assert "Shown at checkpoints" not in Page(write_report(run)).text
+    lines = shown(run, 3)
+    page = Page(write_report(run))
+    assert page.count("img", "alt", "pictures of 8 images") == 3
+    for said in ("read, step 30: reconstruct", "PSNR, shuffled at 0.9", "13.000", "own tokens"):
+        assert said in page.text, said
+    # Many: all scores up to a limit, the first and the last picture among a few.
+    shown(run, 100)
+    page = Page(write_report(run))
+    assert page.count("img") == report.MAX_SHEETS
+    assert "Of 100 lines of shown.jsonl 60 are shown" in page.text
+    assert page.source.count("<summary>read, step 10: ") == 1
+    assert page.source.count("<summary>read, step 1000: ") == 1
+    # A line that a resume wrote again counts once; what cannot be read is left out, and a picture named.
+    bad = [{**lines[0], "scores": HOSTILE}, {**lines[1], "step": "x"}, {**lines[2], "rows": 3}, 7]
+    again = [lines[0], {**lines[0], "scores": {"PSNR, own at 0.9": 77.125}}, *bad]
+    (run / "shown.jsonl").write_text("".join(json.dumps(line) + "\n" for line in again))
+    (run / "shown" / "1.png").write_bytes(b"no picture")
+    page = Page(write_report(run))
+    assert "77.125" in page.text and "11.000" not in page.text
+    assert page.source.count('<tr><td class="text">read, step') == 2
+
+
+def test_a_picture_shown_lies_in_the_folder(run: Path) -> None:
+    (line,) = shown(run, 1)
+    Image.new("RGB", (40, 30)).save(run.parent / "secret.png")
+    (run / "shown.jsonl").write_text(json.dumps({**line, "picture": "../../secret.png"}))
+    page = Page(write_report(run))
+    assert page.count("img") == 0 and "11.000" in page.text
+
+
 def test_large_pictures_become_small_ones(run: Path) -> None:
     folder = evaluation(run, "e", answers(2, 2))
     noise = np.random.default_rng(0).integers(0, 255, (1000, 1500, 3), dtype=np.uint8)
     Image.fromarray(noise).save(folder / "images/000.png", compress_level=0)
     Image.new("L", (5000, 5000)).save(folder / "images/001.png")
     path = write_report(run)
-    assert path.stat().st_size < report.MAX_PICTURE * 4 / 3
+    assert path.stat().st_size < MAX_PICTURE * 4 / 3
     page = Page(path)
     assert page.count("img") == 1
     assert "too many pixels" in page.text
 
 
 def test_pixels_are_rationed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "MAX_PIXELS", 3 * 84 * 84)
+    monkeypatch.setattr(eval_folder, "MAX_PIXELS", 3 * 84 * 84)
     evaluation(run, "e", answers(6, 6))
     page = Page(write_report(run))
     assert page.count("img") == 3
@@ -479,13 +530,16 @@ def test_no_content_of_any_file_stops_the_report(tmp_path: Path, data: st.DataOb
         run.mkdir()
         evaluation(run, "e", answers(3, 1))
         restored(run)
+        shown(run, 2)
     log(run, *(mutated(line(step=i)) for i in range(1, 5)))
     recipe = {"name": "n", "summary": "s", "stages": [{"name": "pretrain"}], "evals": []}
     (run / "recipe.yaml").write_text(json.dumps(mutated(recipe)))
     result = json.loads((run / "evals/e/result.json").read_text())
     (run / "evals/e/result.json").write_text(json.dumps({**result, **mutated(result)}))
-    shown = json.loads((run / "restored/scores.json").read_text())
-    (run / "restored/scores.json").write_text(json.dumps({**shown, **mutated(shown)}))
+    scores = json.loads((run / "restored/scores.json").read_text())
+    (run / "restored/scores.json").write_text(json.dumps({**scores, **mutated(scores)}))
+    lines = [mutated(json.loads(line)) for line in (run / "shown.jsonl").read_text().splitlines()]
+    (run / "shown.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     rows = [mutated(row) for row in answers(3, 1)]
     (run / "evals/e/answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     Page(write_report(run))

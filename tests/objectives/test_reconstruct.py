@@ -17,6 +17,7 @@ from oculi.errors import CheckpointError, RecipeError
 from oculi.model import OculiOutput
 from oculi.model.taps_oculi import Seen
 from oculi.objectives import LanguageModelling, Reconstruct, build_objectives
+from oculi.objectives.exhibit import Exhibit
 from oculi.objectives.latents import DENOISER, VAE, Autoencoder, load_part, pictures
 from oculi.objectives.reconstruct import Noised
 from oculi.recipe import LmSpec, ReconstructSpec
@@ -292,3 +293,66 @@ def test_specs_become_objectives(make_model: Any, pipeline: Path) -> None:
     (made,) = build_objectives([spec], make_model())
     assert isinstance(made, Reconstruct) and made.weight == 0.5
     assert made.epigone.down.out_features == 6
+
+
+# ------------------------------------------------------------------------------------------- showing
+
+
+@torch.no_grad()
+def test_shown_are_own_tokens_beside_those_of_the_next(batch: Batch, tiny: Tiny) -> None:
+    """By hand: z_t - t v from what is given of the image, and of the one after it."""
+    made, found = objective(), list[Exhibit]()
+    with made.showing(found):
+        prepared = made.prepare(batch)
+        assert prepared is not None
+        count = len(batch.grids_N2)
+        view = seen((3, 2, 4)[:count] if count <= 3 else (3, 2, 4, 2, 2, 3)[:count])
+        made.taps(prepared)["vision"](view)
+    (shown,) = found
+    z, e = prepared.latents, prepared.noise
+    mixed = 0.1 * z + 0.9 * e
+    each = view.of_each()
+    for name, order in (("own", list(range(count))), ("shuffled", [*range(1, count), 0])):
+        given = [each[i] for i in order]
+        other = Seen(
+            torch.cat([tokens for tokens, _ in given]), tuple(len(tokens) for tokens, _ in given),
+            torch.stack([whole for _, whole in given]),
+        )  # fmt: skip
+        v = made.velocity(other, mixed, torch.full((count,), 0.9))
+        wanted = made.autoencoder.decode(mixed - 0.9 * v).round().to(torch.uint8)
+        found_pixels = torch.from_numpy(shown.rows[f"{name} tokens"]).permute(0, 3, 1, 2)
+        assert (found_pixels.int() - wanted.int()).abs().max() <= 1
+    originals = pictures(batch.patches_PC, batch.grids_N2, SIZE).round().to(torch.uint8)
+    assert torch.equal(torch.from_numpy(shown.rows["picture"]).permute(0, 3, 1, 2), originals)
+    assert all(len(values) == count for values in shown.scores.values())
+
+
+@torch.no_grad()
+def test_what_is_shown_is_the_same_each_time_and_the_loss_as_before(batch: Batch) -> None:
+    made = objective()
+    torch.manual_seed(1)
+    before = made.prepare(batch)
+    noises = []
+    for seed in (2, 3):
+        torch.manual_seed(seed)
+        with made.showing([]):
+            prepared = made.prepare(batch)
+            assert prepared is not None and prepared.images is not None
+            noises.append(prepared.noise)
+            dice = torch.get_rng_state()
+        assert torch.equal(dice, torch.Generator().manual_seed(seed).get_state())  # none was drawn
+    assert torch.equal(*noises)
+    torch.manual_seed(1)
+    after = made.prepare(batch)
+    assert before is not None and after is not None and after.images is None
+    assert torch.equal(before.noise, after.noise)
+
+
+def test_one_image_has_no_other_to_compare_with(make_processor: Callable[..., Any]) -> None:
+    made, found = objective(), list[Exhibit]()
+    (one,) = [sample for sample in mixture() if len(sample.images) == 1][:1]
+    batch = pack(make_processor(), [one])
+    with made.showing(found):
+        assert float(made.taps(made.prepare(batch))["vision"](seen((3,)))) == 0
+        assert made.prepare(empty_batch()) is None
+    assert found == []

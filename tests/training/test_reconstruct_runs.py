@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from diffusion import SIZE, save_pipeline
 from helpers import Tiny, as_if_killed, exported, llava_data, losses, recipe_data, save_teacher
 from oculi.objectives.latents import DENOISER, load_part
-from oculi.recipe import validate
+from oculi.recipe import Recipe, validate
 from oculi.training import checkpoint as ckpt
 from oculi.training.run import train
+from ranks import on_ranks
 from trainer import Trainer, bits
 
 
@@ -126,6 +128,78 @@ def test_resume_equals_uninterrupted(
     assert losses(again) == losses(run) and len(losses(run)) == 6
     found, wanted = exported(again), exported(run)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert shown(again) == shown(run)
+
+
+def shown(run: Path) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+    """What was shown at checkpoints: its lines, and its pictures by name."""
+    lines = [json.loads(line) for line in (run / "shown.jsonl").read_text().splitlines()]
+    return lines, {path.name: path.read_bytes() for path in (run / "shown").iterdir()}
+
+
+def test_every_checkpoint_shows_what_it_restores(run: Path) -> None:
+    lines, pictures = shown(run)
+    saved = [int(path.name[5:]) for path in sorted((run / "checkpoints").iterdir())]
+    assert [(line["stage"], line["step"]) for line in lines] == [
+        ("pretrain" if total <= 3 else "finetune", total if total <= 3 else total - 3)
+        for total in saved
+    ]
+    assert set(pictures) == {line["picture"] for line in lines}
+    for line in lines:
+        assert line["objective"] == "reconstruct" and line["images"] >= 2
+        conditions = [
+            f"{whose} at {level}" for whose in ("own", "shuffled") for level in (0.9, 0.75, 0.5)
+        ]
+        assert list(line["scores"]) == [
+            f"{measure}, {each}" for each in conditions for measure in ("PSNR", "SSIM")
+        ]
+        with Image.open(run / "shown" / line["picture"]) as sheet:
+            count = min(line["images"], 8)
+            assert sheet.size == (count * (SIZE + 4), len(line["rows"]) * (SIZE + 4))
+    first, *_, last = (line["scores"] for line in lines)
+    assert first != last
+    page = (run / "report.html").read_text()
+    assert page.count("<summary>pretrain, step 3: reconstruct</summary>") == 1
+    assert "<th>PSNR, own at 0.9</th>" in page and f"{last['PSNR, own at 0.9']:.3f}" in page
+
+
+def changed(stages: dict[str, Any], **changes: Any) -> Recipe:
+    """With other settings of the objective, or of every stage."""
+    data = json.loads(json.dumps(stages))
+    for stage in data["stages"]:
+        stage["objectives"][1] |= {k: v for k, v in changes.items() if k == "shown"}
+        stage |= {k: v for k, v in changes.items() if k != "shown"}
+    return validate(data, "test")
+
+
+def test_showing_disturbs_nothing(run: Path, stages: dict[str, Any], tmp_path: Path) -> None:
+    other = train(changed(stages, shown=0), tmp_path / "run", quiet=True)
+    assert not (other / "shown").exists() and not (other / "shown.jsonl").exists()
+    assert losses(other) == losses(run)
+    found, wanted = exported(other), exported(run)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_ranks_show_together(stages: dict[str, Any], tmp_path: Path) -> None:
+    """Parameters that are split meet for it; what does not change is shown as one process shows it."""
+    recipe = changed(stages, lr=1e-12)
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(recipe, one, quiet=True)
+    assert on_ranks(2, lambda: str(train(recipe, two, quiet=True))) == [str(two)] * 2
+    (lines, pictures), (wanted, known) = shown(two), shown(one)
+    assert pictures.keys() == known.keys()
+    for line, other in zip(lines, wanted, strict=True):
+        assert line.pop("scores") == pytest.approx(other.pop("scores"), abs=0.02)
+        assert line == other
+
+
+def test_showing_disturbs_no_rank(stages: dict[str, Any], tmp_path: Path) -> None:
+    found = []
+    for count in (0, 8):
+        recipe, out = changed(stages, shown=count), tmp_path / str(count)
+        on_ranks(2, lambda recipe=recipe, out=out: str(train(recipe, out, quiet=True)))
+        found.append((losses(out), {k: v.tolist() for k, v in exported(out).items()}))
+    assert found[0] == found[1]
 
 
 def test_training_modules_are_never_exported(

@@ -8,26 +8,21 @@ damaged is said in the report instead of ending the training that asked for it.
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 import yaml
-from PIL import Image
 
-from oculi.data.images import ImageError, image_ref
-from oculi.data.images import load_image as load_picture
 from oculi.errors import DataError
+from oculi.eval.folder import MAX_SHEET_SIDE, RunFolder
 from oculi.eval.templates import values
-from oculi.eval.templates.contents import Contents, Eval, Part, Restored, StageLog
+from oculi.eval.templates.contents import Contents, Eval, Part, Restored, Shown, StageLog
 from oculi.eval.templates.page import render
 from oculi.eval.templates.values import Json
 
@@ -40,12 +35,8 @@ MAX_FOLDERS = 200  # in evals
 MAX_EVALS = 24
 MAX_NOTES = 30
 MAX_STAGES = 12
-MAX_PICTURE = 200_000  # bytes in the page
-MAX_PICTURE_SIDE = 256  # pixels in the page
-MAX_SHEET_SIDE = 1024  # of the one with restored pictures
-MAX_PICTURE_PIXELS = 4_000_000  # in the file
-MAX_PIXELS = 16_000_000  # decoded for one report
-_LOSSLESS_SIDE = 128
+MAX_SHOWN = 60  # checkpoints of which scores are in the page
+MAX_SHEETS = 6  # of these with their pictures
 RESTORED = "restored"  # folder in a run for what `oculi reconstruct` shows of it
 
 
@@ -66,7 +57,7 @@ def write_report(run: Path) -> Path:
     """
     if not run.is_dir():
         raise DataError(f"{run} is no folder: a report is made from a run's folder")
-    page = render(_contents(_Folder(run.resolve())))
+    page = render(_contents(RunFolder(run.resolve())))
     aside = run / f".report.html.{os.getpid()}"
     aside.unlink(missing_ok=True)  # a link left there must not be written through
     try:
@@ -77,50 +68,13 @@ def write_report(run: Path) -> Path:
     return run / "report.html"
 
 
-@dataclass
-class _Folder:
-    """A run's folder, with what was noticed while reading it and the pixels that may be decoded."""
-
-    path: Path
-    notes: list[str] = field(default_factory=list)
-    pixels: int = field(default_factory=lambda: MAX_PIXELS)
-
-    def real(self, name: str) -> Path | None:
-        """Where a name leads, links followed; None if that is outside or nowhere."""
-        try:
-            real = (self.path / name).resolve()
-            if not real.is_relative_to(self.path):
-                self.notes.append(f"{name} leads out of the run folder and was not read.")
-                return None
-            return real if real.exists() else None
-        except (OSError, ValueError, RuntimeError):  # no permission, a NUL, a loop of links
-            self.notes.append(f"{name} cannot be read.")
-            return None
-
-    def text(self, name: str, limit: int) -> tuple[str, bool] | None:
-        """A file's text, cut after the last line within ``limit`` bytes, and whether it was cut."""
-        real = self.real(name)
-        if real is None or not real.is_file():  # opening a named pipe would wait for its writer
-            return None
-        try:
-            with real.open("rb") as file:
-                data = file.read(limit + 1)
-        except OSError:
-            self.notes.append(f"{name} cannot be read.")
-            return None
-        cut = len(data) > limit
-        if cut:
-            data = data[: data.rfind(b"\n", 0, limit) + 1] or data[:limit]
-        return data.decode("utf-8", "replace"), cut
-
-
-def _contents(folder: _Folder) -> Contents:
+def _contents(folder: RunFolder) -> Contents:
     recipe, text = _recipe(folder)
     rows = _metrics(folder)
     stages = _stages(folder, rows)
     evals = _evals(folder, [stage.name for stage in stages])
     _expect(folder, recipe, stages, evals)
-    restored = _restored(folder)
+    restored, shown = _restored(folder), _shown(folder)
     facts = [("Run", folder.path.name), *_times(folder, rows), *_progress(stages)]
     unique = list(dict.fromkeys(folder.notes))
     notes = unique[:MAX_NOTES]
@@ -134,6 +88,7 @@ def _contents(folder: _Folder) -> Contents:
         stages=stages,
         evals=evals,
         restored=restored,
+        shown=shown,
         notes=notes,
     )
 
@@ -141,7 +96,7 @@ def _contents(folder: _Folder) -> Contents:
 # The recipe and what it announces
 
 
-def _recipe(folder: _Folder) -> tuple[Json, str]:
+def _recipe(folder: RunFolder) -> tuple[Json, str]:
     """Its top level, as far as it is one, and its text. Old recipes count: it is not validated."""
     found = folder.text("recipe.yaml", MAX_RECIPE)
     if found is None:
@@ -161,7 +116,7 @@ def _recipe(folder: _Folder) -> tuple[Json, str]:
 
 
 def _expect(
-    folder: _Folder, recipe: Json, stages: Sequence[StageLog], evals: Sequence[Eval]
+    folder: RunFolder, recipe: Json, stages: Sequence[StageLog], evals: Sequence[Eval]
 ) -> None:
     """Note what the recipe announces and the run does not have (yet)."""
     if not stages:
@@ -188,7 +143,7 @@ def _expect(
 # metrics.jsonl
 
 
-def _metrics(folder: _Folder) -> list[Json]:
+def _metrics(folder: RunFolder) -> list[Json]:
     """Its lines in the order of writing, those with a stage and a step."""
     found = folder.text("metrics.jsonl", MAX_METRICS)
     if found is None:
@@ -215,7 +170,7 @@ def _metrics(folder: _Folder) -> list[Json]:
     return rows
 
 
-def _stages(folder: _Folder, rows: Sequence[Json]) -> list[StageLog]:
+def _stages(folder: RunFolder, rows: Sequence[Json]) -> list[StageLog]:
     stages = values.stage_logs(rows)
     if len(stages) > MAX_STAGES:
         folder.notes.append(f"Of {len(stages)} stages the first {MAX_STAGES} are shown.")
@@ -228,7 +183,7 @@ def _stages(folder: _Folder, rows: Sequence[Json]) -> list[StageLog]:
 # The header
 
 
-def _times(folder: _Folder, rows: Sequence[Json]) -> list[tuple[str, str]]:
+def _times(folder: RunFolder, rows: Sequence[Json]) -> list[tuple[str, str]]:
     facts = []
     # The recipe is written when a run begins and then left alone.
     with suppress(OSError):
@@ -283,7 +238,7 @@ def _duration(seconds: float) -> str:
 # The evaluations
 
 
-def _evals(folder: _Folder, order: Sequence[str]) -> list[Eval]:
+def _evals(folder: RunFolder, order: Sequence[str]) -> list[Eval]:
     """Those with a result, by stage, task and blindness."""
     results = []
     for name in _names(folder):
@@ -306,7 +261,7 @@ def _evals(folder: _Folder, order: Sequence[str]) -> list[Eval]:
     return [_eval(folder, *one) for one in reversed(results[-MAX_EVALS:])][::-1]
 
 
-def _names(folder: _Folder) -> list[str]:
+def _names(folder: RunFolder) -> list[str]:
     root = folder.real("evals")
     if root is None or not root.is_dir():
         return []
@@ -320,7 +275,7 @@ def _names(folder: _Folder) -> list[str]:
     return names[:MAX_FOLDERS]
 
 
-def _eval(folder: _Folder, name: str, result: Json) -> Eval:
+def _eval(folder: RunFolder, name: str, result: Json) -> Eval:
     found = folder.text(f"evals/{name}/answers.jsonl", MAX_ANSWERS)
     if found is None:
         folder.notes.append(f"evals/{name} has no answers.jsonl.")
@@ -340,47 +295,50 @@ def _eval(folder: _Folder, name: str, result: Json) -> Eval:
             k: Part(values.score(v), values.share(v.get("majority"))) for k, v in groups.items()
         },
         shown=[
-            values.answer(row, *_picture(folder, f"evals/{name}", row.get("image")))
-            for row in chosen
+            values.answer(row, *folder.picture(f"evals/{name}", row.get("image"))) for row in chosen
         ],
         failed=[values.answer(row) for row in failed],
         read=len(rows),
     )
 
 
-def _restored(folder: _Folder) -> Restored | None:
+def _restored(folder: RunFolder) -> Restored | None:
     """What ``oculi reconstruct ... --out RUN/restored`` has written, if it was called."""
     found = folder.text(f"{RESTORED}/scores.json", MAX_RESULT)
     if found is None:
         return None
     objects = values.objects([found[0]])
-    sheet = _picture(folder, RESTORED, "pictures.png", MAX_SHEET_SIDE)
+    sheet = folder.picture(RESTORED, "pictures.png", MAX_SHEET_SIDE)
     restored = values.restored(objects[0], *sheet) if objects else None
     if restored is None:
         folder.notes.append(f"{RESTORED} has no scores.json that can be read.")
     return restored
 
 
-def _picture(
-    folder: _Folder, name: str, image: object, side: int = MAX_PICTURE_SIDE
-) -> tuple[str | None, str]:
-    """A small copy as a data URI, or None and why: never the file's own bytes."""
-    if not isinstance(image, str) or not image:
-        return None, ""
-    try:
-        ref = image_ref(str(Path(name) / image), folder.path)
-        width, height = ref.size()
-        if width * height > MAX_PICTURE_PIXELS:
-            return None, "its picture has too many pixels to be shown here"
-        if width * height > folder.pixels:
-            return None, "its picture is left out: the report has many already"
-        folder.pixels -= width * height
-        picture = load_picture(ref, MAX_PICTURE_PIXELS)
-    except ImageError as error:
-        return None, str(error)
-    picture.thumbnail((side, side), Image.Resampling.BOX)
-    small, kind = io.BytesIO(), "png" if max(picture.size) <= _LOSSLESS_SIDE else "jpeg"
-    picture.save(small, kind, quality=85)
-    if small.tell() > MAX_PICTURE:
-        return None, "its picture is too large to be shown here"
-    return f"data:image/{kind};base64,{base64.b64encode(small.getvalue()).decode()}", ""
+def _shown(folder: RunFolder) -> list[Shown]:
+    """What objectives have shown at checkpoints, the newest of a checkpoint; some with their picture."""
+    found = folder.text("shown.jsonl", MAX_RESULT)
+    if found is None:
+        return []
+    known = {}
+    for row in values.objects(found[0].split("\n")):
+        if one := values.shown(row):
+            known[one.stage, one.step, one.objective] = row
+    rows = _spread(list(known.values()), MAX_SHOWN)
+    if len(rows) < len(known):
+        folder.notes.append(f"Of {len(known)} lines of shown.jsonl {len(rows)} are shown.")
+    pictured = _spread(rows, MAX_SHEETS)
+    made = []
+    for row in rows:
+        sheet: tuple[str | None, str] = (None, "")
+        if any(row is one for one in pictured):
+            sheet = folder.picture("shown", row.get("picture"), MAX_SHEET_SIDE)
+        made.append(values.shown(row, *sheet))
+    return [one for one in made if one]
+
+
+def _spread(rows: Sequence[Json], most: int) -> list[Json]:
+    """As many at most, evenly, the first and the last among them."""
+    if len(rows) <= most:
+        return list(rows)
+    return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]

@@ -8,7 +8,8 @@ the units of the whole global batch, so packing, accumulation and several ranks 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,13 +18,19 @@ from torch import Tensor, nn
 from oculi.batch import Batch
 from oculi.model import OculiOutput
 from oculi.model.modeling_oculi import Reducer
+from oculi.objectives.exhibit import Exhibit
 
 
 class Objective(nn.Module):
-    """One term of the loss. Its parameters, if any, are trained and checkpointed, never exported."""
+    """One term of the loss. Its parameters, if any, are trained and checkpointed, never exported.
+
+    Attributes:
+        shown: samples of which it has something to show at a checkpoint; 0: nothing.
+    """
 
     name: str
     weight: float
+    shown: int = 0
 
     def prepare(self, batch: Batch) -> Any:
         """What has to be known before the model runs; the result comes back to the other methods."""
@@ -45,6 +52,11 @@ class Objective(nn.Module):
     @abstractmethod
     def total(self, output: OculiOutput, batch: Batch, prepared: Any) -> Tensor:
         """Sum of the loss over the units of this batch: a float32 scalar."""
+
+    @contextmanager
+    def showing(self, found: list[Exhibit]) -> Iterator[None]:
+        """Forward passes within add what there is to show to ``found``; their losses mean nothing."""
+        yield
 
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move what is not a registered part (a frozen teacher) to a device, in this dtype."""

@@ -14,7 +14,8 @@ embedding; C x h x w of a latent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,9 @@ from oculi.errors import RecipeError
 from oculi.model import OculiForConditionalGeneration, OculiOutput
 from oculi.model.taps_oculi import VISION, Reducer, Seen
 from oculi.objectives.base import Objective
+from oculi.objectives.exhibit import Exhibit
 from oculi.objectives.latents import DENOISER, VAE, Autoencoder, load_part, pictures
+from oculi.objectives.restoring import exhibit
 from oculi.recipe import ReconstructSpec
 
 TIMES = 1000  # SD3's scale of a noise level
@@ -59,11 +62,16 @@ class Epigone(nn.Module):
 
 @dataclass(frozen=True)
 class Noised:
-    """What is known of a batch's images before the model runs: z, e [N, C, h, w], and t [N]."""
+    """What is known of a batch's images before the model runs: z, e [N, C, h, w], and t [N].
+
+    Attributes:
+        images: the pictures themselves, [N, 3, H, W], where they are to be shown.
+    """
 
     latents: Tensor
     noise: Tensor
     times: Tensor
+    images: Tensor | None = None
 
     @property
     def mixed(self) -> Tensor:
@@ -90,7 +98,8 @@ class Reconstruct(Objective):
         self, spec: ReconstructSpec, denoiser: nn.Module, autoencoder: Autoencoder, width: int
     ) -> None:
         super().__init__()
-        self.weight, self.spec = spec.weight, spec
+        self.weight, self.spec, self.shown = spec.weight, spec, spec.shown
+        self._exhibits: list[Exhibit] | None = None  # while it shows
         self.denoiser: Any = denoiser
         config: Any = self.denoiser.config
         self._autoencoder = (autoencoder,)  # in a tuple: not a submodule
@@ -127,7 +136,27 @@ class Reconstruct(Objective):
         with torch.autocast(batch.patches_PC.device.type, enabled=False):
             images = pictures(batch.patches_PC, batch.grids_N2, self.spec.size)
             latents = self.autoencoder.encode(images)
-        return Noised(latents, torch.randn_like(latents), self._times(latents))
+        if self._exhibits is None:
+            return Noised(latents, torch.randn_like(latents), self._times(latents))
+        # The same at every checkpoint, and made in host memory: on any device.
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+        return Noised(latents, noise.to(latents.device), latents.new_zeros(len(latents)), images)
+
+    @contextmanager
+    def showing(self, found: list[Exhibit]) -> Iterator[None]:
+        """Restores the images of each batch that has two or more, instead of a loss."""
+        self._exhibits = found
+        try:
+            yield
+        finally:
+            self._exhibits = None
+
+    def _show(self, seen: Seen, noised: Noised) -> Tensor:
+        assert self._exhibits is not None and noised.images is not None
+        if len(noised.images) > 1:  # of one alone there is no other's to compare with
+            found = exhibit(self, seen, noised.images, noised.latents, noised.noise)
+            self._exhibits.append(found)
+        return noised.times.sum()
 
     def _times(self, latents: Tensor) -> Tensor:
         """Noise levels in (0, 1), one an image; float32. Shifted as in arXiv 2403.03206, 5.3.2."""
@@ -140,6 +169,8 @@ class Reconstruct(Objective):
     def taps(self, prepared: Noised | None) -> Mapping[Any, Reducer]:
         if prepared is None:
             return {}
+        if self._exhibits is not None:
+            return {VISION: lambda seen: self._show(seen, prepared)}
         return {VISION: lambda seen: self.errors(seen, prepared).sum()}
 
     def count(self, batch: Batch) -> int:

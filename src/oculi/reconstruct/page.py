@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from oculi.ablate.intervals import Interval, bootstrap
-from oculi.reconstruct.metrics import Floats, psnr, ssim
-from oculi.reconstruct.probe import LEVELS, OWN, SHUFFLED, Pixels, Restored, kind
+from oculi.objectives.exhibit import sheet
+from oculi.objectives.likeness import Floats, psnr, ssim
+from oculi.objectives.restoring import LEVELS, OWN, SHUFFLED, kind
+from oculi.reconstruct.probe import Restored
 
 SHOWN = 8  # pictures in the PNG
 PAGE, PICTURES, SCORES = "report.md", "pictures.png", "scores.json"
@@ -24,7 +23,6 @@ TOKENS = {OWN: "own tokens", SHUFFLED: "shuffled tokens"}
 STARTS: dict[float | None, str] = {None: "noise alone"}
 STARTS |= {level: f"noise level {level}" for level in LEVELS}
 PICTURED = (None, LEVELS[1])  # starts of the rows in the PNG
-GAP = 4
 
 
 @dataclass(frozen=True)
@@ -105,19 +103,10 @@ def write(out: Path, command: str, found: Mapping[str, Restored]) -> list[str]:
     rows = [first.originals, first.latents]
     for each in found.values():
         rows += [each.found[kind(tokens, start)] for start in PICTURED for tokens in TOKENS]
-    sheet(rows).save(out / PICTURES)
+    sheet(rows, SHOWN).save(out / PICTURES)
     numbers = _numbers(command, len(first.originals), by_name, gaps)
     (out / SCORES).write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     return lines
-
-
-def sheet(rows: Sequence[Pixels]) -> Image.Image:
-    """The first pictures of each row, side by side."""
-    shown = [
-        np.pad(row[:SHOWN], ((0, 0), (0, GAP), (0, GAP), (0, 0)), constant_values=255)
-        for row in rows
-    ]
-    return Image.fromarray(np.concatenate([np.concatenate(list(row), 1) for row in shown], 0))
 
 
 def _table(by_name: Mapping[str, Mapping[str, Mapping[str, Floats]]]) -> list[str]:

@@ -14,21 +14,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
 from oculi.model import OculiForConditionalGeneration, OculiProcessor
 from oculi.model.taps_oculi import Seen
+from oculi.objectives.exhibit import Pixels
 from oculi.objectives.latents import pictures
 from oculi.objectives.reconstruct import Noised, Reconstruct
+from oculi.objectives.restoring import LEVELS, OWN, SHUFFLED, denoised, kind, to_pixels
 from oculi.recipe import ReconstructSpec
 
-Pixels = NDArray[np.uint8]
-OWN, SHUFFLED = "own", "shuffled"
-LEVELS = (0.9, 0.75, 0.5)  # of noise, from which a picture is restored in one step
 BATCH = 32
 LR = 3e-3
 
@@ -62,16 +59,6 @@ class Restored:
     originals: Pixels
     latents: Pixels
     found: Mapping[str, Pixels]
-
-
-def kind(tokens: str, level: float | None) -> str:
-    """Name of a condition: drawn from noise alone, or restored in one step from a level of noise.
-
-    Args:
-        tokens: the picture's own, or those of the next picture.
-        level: of noise; None is noise alone.
-    """
-    return tokens if level is None else f"{tokens} at {level}"
 
 
 def restore(
@@ -117,10 +104,10 @@ def restore(
         for tokens, seen in ((OWN, own.seen()), (SHUFFLED, strange.seen())):
             made[kind(tokens, None)] = _sample(term, seen, noise, probe.samplings)
             for level in LEVELS:
-                made[kind(tokens, level)] = _denoised(term, seen, own.latents, noise, level)
+                made[kind(tokens, level)] = denoised(term, seen, own.latents, noise, level)
         decoded = {name: term.autoencoder.decode(latents) for name, latents in made.items()}
         found.append({"originals": originals, **decoded})
-    pixels = {name: _pixels(torch.cat([each[name] for each in found])) for name in found[0]}
+    pixels = {name: to_pixels(torch.cat([each[name] for each in found])) for name in found[0]}
     return Restored(pixels.pop("originals"), pixels.pop("latents"), pixels)
 
 
@@ -211,21 +198,6 @@ def _sample(term: Reconstruct, seen: Seen, noise: Tensor, steps: int) -> Tensor:
     return latents
 
 
-@torch.no_grad()
-def _denoised(
-    term: Reconstruct, seen: Seen, latents: Tensor, noise: Tensor, level: float
-) -> Tensor:
-    """z again from z_t, in one step: what the loss of equation 3 compares with z."""
-    noised = Noised(latents, noise, torch.full((len(latents),), level))
-    return noised.mixed - level * term.velocity(seen, noised.mixed, noised.times).float()
-
-
 def _cut(processor: OculiProcessor, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
     batch = processor.image_processor(list(images), return_tensors="pt")
     return batch["pixel_values"], batch["image_grids"]
-
-
-def _pixels(images_N3HW: Tensor) -> Pixels:
-    rounded = images_N3HW.round().clamp(0, 255).to(torch.uint8)
-    found: Pixels = rounded.permute(0, 2, 3, 1).numpy()
-    return found

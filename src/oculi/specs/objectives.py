@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from oculi.specs.base import Count, Rate, Strict, Weight
+from oculi.specs.base import Count, Int, Rate, Strict, Weight
 
 
 class LmSpec(Strict):
@@ -48,6 +48,12 @@ class ReconstructSpec(Strict):
     )
     checkpointing: bool = Field(
         False, description="the denoiser's activations are computed again instead of kept"
+    )
+    shown: Int = Field(
+        8,
+        ge=0,
+        description="of how many first samples of the stage every checkpoint restores the pictures, for "
+        "the report; 0: none",
     )
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from oculi.reconstruct.metrics import psnr
+from oculi.objectives.likeness import psnr
 from oculi.testbed import checkpoint, playroom
 from oculi.testbed.build_common import Optimisers, Plan, Progress, batches, cast, save, setup
 from oculi.testbed.manifest import versions

@@ -13,6 +13,7 @@ from typing import Any
 from oculi import durable
 
 METRICS, EVENTS, BAD_SAMPLES = "metrics.jsonl", "events.jsonl", "bad-samples.jsonl"
+SHOWN = "shown.jsonl"
 
 
 class RunLog:
@@ -21,7 +22,8 @@ class RunLog:
     Args:
         run: the run's folder; ``metrics.jsonl`` has a line per logged step, ``events.jsonl`` one per
             loss spike, step that was not finite and damaged checkpoint, ``bad-samples.jsonl`` one per
-            sample that was left out. Every line has ``stage`` and ``step``.
+            sample that was left out, ``shown.jsonl`` one per checkpoint at which an objective has shown
+            what it makes of pictures. Every line has ``stage`` and ``step``.
         quiet: no progress on the terminal.
     """
 
@@ -53,6 +55,12 @@ class RunLog:
         """Write down a sample that was left out."""
         self._append(BAD_SAMPLES, {"stage": stage, "step": step, **what})
 
+    def shown(self, stage: str, step: int, total_steps: int, **what: Any) -> None:
+        """Write down what an objective shows at a checkpoint: its ``objective`` and ``scores``."""
+        self._append(SHOWN, {"stage": stage, "step": step, **what})
+        for name, value in what["scores"].items() if self._board else ():
+            self._board.add_scalar(f"{stage}/{what['objective']}/{name}", value, total_steps)
+
     def place(self, name: str) -> str:
         """Where a file of the log is, for messages."""
         return str(self._run / name)
@@ -64,7 +72,7 @@ class RunLog:
 
     def sync(self) -> None:
         """Wait until all that was written is on the disk: a checkpoint must not be ahead of its log."""
-        for name in (METRICS, EVENTS, BAD_SAMPLES):
+        for name in (METRICS, EVENTS, BAD_SAMPLES, SHOWN):
             if (self._run / name).exists():
                 durable.sync(self._run / name)
         durable.sync(self._run)
@@ -72,7 +80,7 @@ class RunLog:
     def rewind(self, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Drop the lines that ``keep`` refuses, and a last line that was cut by a kill."""
         self._file.close()
-        for name in (METRICS, EVENTS, BAD_SAMPLES):
+        for name in (METRICS, EVENTS, BAD_SAMPLES, SHOWN):
             if (self._run / name).exists():
                 durable.write_text(self._run / name, _kept(self._run / name, keep))
         self._file = (self._run / METRICS).open("a", encoding="utf-8")
@@ -126,6 +134,8 @@ class SilentLog(RunLog):
     def event(self, kind: str, stage: str, step: int, **what: Any) -> None: ...
 
     def bad_sample(self, stage: str, step: int, **what: Any) -> None: ...
+
+    def shown(self, stage: str, step: int, total_steps: int, **what: Any) -> None: ...
 
     def sync(self) -> None: ...
 

@@ -33,6 +33,7 @@ from oculi.training.build import (
     recut,
     set_attention,
 )
+from oculi.training.exhibits import Exhibits
 from oculi.training.folder import check_folder, keep_recipe, lock, writable
 from oculi.training.log import RunLog, SilentLog
 from oculi.training.loop import run_stage
@@ -222,7 +223,13 @@ class Run:
             names_file = self.out / f"trainable-{number}-{stage.name}.txt"
             names_file.write_text("\n".join(rates) + "\n")
 
+        exhibits = Exhibits(
+            module, stage, stage_seed(self.recipe.seed, number), self.processor, self.device,
+            self.ranks, self.log, self.out,
+        )  # fmt: skip
+
         def checkpoint(step: int) -> None:
+            exhibits.show(step, self._steps_before(number) + step)
             self.step = step
             self.carried = {
                 name: tensors[name] for name in {**self.carried, **rates} if name in tensors

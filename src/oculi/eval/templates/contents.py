@@ -93,6 +93,25 @@ class Restored:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """What an objective has shown at a checkpoint.
+
+    Attributes:
+        stage, step: when. objective: whose. images: how many the ``scores`` are means over.
+        rows: what the rows of ``picture`` are, a data URI; ``note`` says why there is none.
+    """
+
+    stage: str
+    step: int
+    objective: str
+    images: int
+    scores: dict[str, float]
+    rows: Sequence[str] = ()
+    picture: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Contents:
     """All of a report.
 
@@ -101,6 +120,7 @@ class Contents:
         facts: what the header says, as (name, value).
         stages, evals: in the order they are shown.
         restored: pictures restored from what the LLM is given, if they were.
+        shown: what objectives have shown at checkpoints.
         notes: what is missing, damaged or left out.
     """
 
@@ -111,4 +131,5 @@ class Contents:
     stages: Sequence[StageLog] = ()
     evals: Sequence[Eval] = ()
     restored: Restored | None = None
+    shown: Sequence[Shown] = ()
     notes: Sequence[str] = field(default_factory=tuple)

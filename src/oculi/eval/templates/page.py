@@ -8,6 +8,7 @@ from oculi.eval.templates.contents import Answer, Contents, Eval, Restored
 from oculi.eval.templates.figures import curves
 from oculi.eval.templates.markup import NAME, text
 from oculi.eval.templates.scores import scores
+from oculi.eval.templates.shown import shown_at_checkpoints
 from oculi.eval.templates.style import STYLE
 
 # A browser that honours it loads and runs nothing, whatever slipped through.
@@ -28,6 +29,7 @@ def render(contents: Contents) -> str:
         f"<h2>Scores</h2>{scores(contents.evals)}",
         f"<h2>Curves</h2>{curves(contents.stages)}",
         f"<h2>Answers</h2>{_answers(contents.evals)}",
+        shown_at_checkpoints(contents.shown),
         _restored(contents.restored),
         f"<h2>Recipe</h2>{_recipe(contents.recipe)}",
         "</body></html>",

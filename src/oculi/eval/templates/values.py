@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from oculi.eval.score import Score
-from oculi.eval.templates.contents import Answer, Measure, Restored, StageLog
+from oculi.eval.templates.contents import Answer, Measure, Restored, Shown, StageLog
 
 Json = dict[str, Any]
 
@@ -142,6 +142,27 @@ def restored(found: Json, picture: str | None = None, note: str = "") -> Restore
         return None
     pictures = count(found.get("pictures")) or 0
     return Restored(string(found.get("command")), pictures, known, picture, note)
+
+
+def shown(row: Json, picture: str | None = None, note: str = "") -> Shown | None:
+    """One line of shown.jsonl; None if there is no number in it."""
+    scores = row.get("scores")
+    found = {string(k): finite(v) for k, v in scores.items()} if isinstance(scores, dict) else {}
+    known = {k: v for k, v in list(found.items())[:MAX_KEYS] if k and v is not None}
+    step = count(row.get("step"))
+    if not known or step is None:
+        return None
+    rows = row.get("rows")
+    return Shown(
+        stage=string(row.get("stage")),
+        step=step,
+        objective=string(row.get("objective")),
+        images=count(row.get("images")) or 0,
+        scores=known,
+        rows=[string(name) for name in rows[:MAX_KEYS]] if isinstance(rows, list) else [],
+        picture=picture,
+        note=note,
+    )
 
 
 def _condition(side: object) -> str:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from oculi.reconstruct.metrics import LUMA, SIGMA, WINDOW, psnr, ssim
+from oculi.objectives.likeness import LUMA, SIGMA, WINDOW, psnr, ssim
 
 DICE = np.random.default_rng(0)
 
