@@ -50,6 +50,8 @@ def reconstruct(
     names = [str(path) for path in checkpoints]
     if len(set(names)) != len(names):
         raise DataError(f"a checkpoint is given twice among {', '.join(names)}")
+    import torch
+
     from oculi.eval.report import RESTORED, write_report
     from oculi.export.load import load_checkpoint
     from oculi.recipe import ReconstructSpec
@@ -62,9 +64,11 @@ def reconstruct(
     found: dict[str, Any] = {}
     for path in checkpoints:
         model, processor = load_checkpoint(path)
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
         found[str(path)] = restore(
             model, processor, probe, train, test, progress(f"probing {path}")
         )
+        del model  # or two are on the device at once
     shown = f"--data {data}" if data is not None else f"--level {level} --side {side}"
     command = (
         f"oculi reconstruct {' '.join(names)} {shown} --pictures {pictures} "

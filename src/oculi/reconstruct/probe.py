@@ -72,7 +72,7 @@ def restore(
     """Train a probe on a checkpoint and restore pictures with it.
 
     Args:
-        model, processor: of the checkpoint; nothing of it is changed.
+        model, processor: of the checkpoint; nothing of it is changed. All is computed where it is.
         train: the picture of a number below ``probe.pictures``.
         test: at least two, scored in this order.
         on_step: told of what is done and of all there is to do: batches looked at, then steps.
@@ -82,7 +82,9 @@ def restore(
     """
     model = model.eval().requires_grad_(False)
     torch.manual_seed(probe.seed)
-    term = Reconstruct.from_spec(probe.spec, model)
+    device = next(model.parameters()).device
+    term = Reconstruct.from_spec(probe.spec, model).to(device)
+    term.place(device, torch.float32)
     parts = range(0, probe.pictures, BATCH)
     looked: list[_Looked] = []
     for done, start in enumerate(parts, 1):
@@ -99,13 +101,14 @@ def restore(
         nexts = [*part[1:], test[(start + len(part)) % len(test)]]
         originals, own = _look(model, processor, term, part)
         _, strange = _look(model, processor, term, nexts)
-        noise = torch.randn(own.latents.shape, generator=generator)
-        made = {"latents": own.latents}
-        for tokens, seen in ((OWN, own.seen()), (SHUFFLED, strange.seen())):
+        latents = own.latents.to(device)
+        noise = torch.randn(latents.shape, generator=generator).to(device)
+        made = {"latents": latents}
+        for tokens, seen in ((OWN, own.seen(device)), (SHUFFLED, strange.seen(device))):
             made[kind(tokens, None)] = _sample(term, seen, noise, probe.samplings)
             for level in LEVELS:
-                made[kind(tokens, level)] = denoised(term, seen, own.latents, noise, level)
-        decoded = {name: term.autoencoder.decode(latents) for name, latents in made.items()}
+                made[kind(tokens, level)] = denoised(term, seen, latents, noise, level)
+        decoded = {name: term.autoencoder.decode(each).cpu() for name, each in made.items()}
         found.append({"originals": originals, **decoded})
     pixels = {name: to_pixels(torch.cat([each[name] for each in found])) for name in found[0]}
     return Restored(pixels.pop("originals"), pixels.pop("latents"), pixels)
@@ -113,8 +116,10 @@ def restore(
 
 @dataclass(frozen=True)
 class _Looked:
-    """What there is of pictures: latents [N, C, h, w], and for each what the LLM is given of it, tokens
-    [s, D] and an embedding [D]."""
+    """What there is of pictures, in host memory.
+
+    Latents [N, C, h, w], and for each what the LLM is given of it: tokens [s, D], an embedding [D].
+    """
 
     latents: Tensor
     given: tuple[tuple[Tensor, Tensor], ...]
@@ -124,11 +129,11 @@ class _Looked:
         latents = torch.cat([part.latents for part in parts])
         return cls(latents, tuple(each for part in parts for each in part.given))
 
-    def seen(self, chosen: Sequence[int] | None = None) -> Seen:
+    def seen(self, device: torch.device, chosen: Sequence[int] | None = None) -> Seen:
         given = self.given if chosen is None else [self.given[i] for i in chosen]
         counts = tuple(len(tokens) for tokens, _ in given)
-        whole_ND = torch.stack([whole for _, whole in given])
-        return Seen(torch.cat([tokens for tokens, _ in given]), counts, whole_ND)
+        whole_ND = torch.stack([whole for _, whole in given]).to(device)
+        return Seen(torch.cat([tokens for tokens, _ in given]).to(device), counts, whole_ND)
 
 
 @torch.no_grad()
@@ -140,11 +145,16 @@ def _look(
 ) -> tuple[Tensor, _Looked]:
     """The pictures as squares [N, 3, size, size], and what there is of them."""
     patches, grids = _cut(processor, shown)
+    patches = patches.to(next(model.parameters()).device)
     images = pictures(patches, grids, term.spec.size)
     given = model.look(patches, grids).of_each()
     # Copies: each would else keep its whole batch's tokens alive.
-    copies = tuple((tokens.clone(), whole.clone()) for tokens, whole in given)
-    return images, _Looked(term.autoencoder.encode(images), copies)
+    copies = tuple((_host_copy(tokens), _host_copy(whole)) for tokens, whole in given)
+    return images.cpu(), _Looked(term.autoencoder.encode(images).cpu(), copies)
+
+
+def _host_copy(tensor: Tensor) -> Tensor:
+    return tensor.to("cpu", copy=True)
 
 
 def _train(
@@ -156,16 +166,17 @@ def _train(
 ) -> None:
     """Train Epigone and denoiser on what was looked at, ``before`` batches of it."""
     optimizers = _optimizers(term)
+    device = next(term.parameters()).device
     warmup = max(1, probe.steps // 10)
     generator = torch.Generator().manual_seed(probe.seed + 1)
     for step in range(probe.steps):
         for group in (group for part in optimizers for group in part.param_groups):
             group["lr"] = LR * min((step + 1) / warmup, 1 - step / probe.steps)
         chosen = torch.randint(len(looked.given), (BATCH,), generator=generator)
-        latents = looked.latents[chosen]
-        noise = torch.randn(latents.shape, generator=generator)
-        noised = Noised(latents, noise, torch.rand(BATCH, generator=generator))
-        term.errors(looked.seen(chosen.tolist()), noised).mean().backward()
+        latents = looked.latents[chosen].to(device)
+        noise = torch.randn(latents.shape, generator=generator).to(device)
+        noised = Noised(latents, noise, torch.rand(BATCH, generator=generator).to(device))
+        term.errors(looked.seen(device, chosen.tolist()), noised).mean().backward()
         torch.nn.utils.clip_grad_norm_(term.parameters(), 1.0)
         for part in optimizers:
             part.step()
@@ -191,7 +202,7 @@ def _optimizers(term: Reconstruct) -> list[torch.optim.Optimizer]:
 def _sample(term: Reconstruct, seen: Seen, noise: Tensor, steps: int) -> Tensor:
     """Latents from noise [N, C, h, w], by Euler's method along the flow from level 1 to 0."""
     latents = noise
-    levels = torch.linspace(1, 0, steps + 1)
+    levels = torch.linspace(1, 0, steps + 1, device=noise.device)
     for level, following in pairwise(levels):
         velocity = term.velocity(seen, latents, level.expand(len(latents))).float()
         latents = latents + (following - level) * velocity
