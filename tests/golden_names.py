@@ -197,8 +197,9 @@ def trainable(recipe: Recipe, number: int) -> dict[str, torch.nn.Parameter]:
 
 
 def stages() -> list[tuple[str, int]]:
-    """Every stage of every built-in recipe."""
-    return [(name, n) for name, build in BUILTIN.items() for n in range(len(build().stages))]
+    """Every stage of every built-in recipe that has a model of its own."""
+    own = {name: build() for name, build in BUILTIN.items() if build().model.start is None}
+    return [(name, n) for name, recipe in own.items() for n in range(len(recipe.stages))]
 
 
 def golden_file(name: str, number: int) -> Path:

@@ -23,6 +23,9 @@ from oculi.reconstruct.command import reconstruct
 from oculi.testbed.command import app as testbed_app
 from oculi.training.allocator import keep_freed_memory
 
+RecipeName = Annotated[str, typer.Argument(help="a built-in name, file.py:function or recipe.yaml")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, as stages.0.lr=1e-4")]
+
 app = typer.Typer(
     help="oculi gives a language model eyes: train, compare, merge, measure and serve.",
     no_args_is_help=True,
@@ -45,14 +48,11 @@ app.command(epilog=EXPORT_EXAMPLE)(export)
 @app.command(epilog="Example: oculi train vora_tiny stages.0.steps=300 --out runs/first")
 @one_line_errors
 def train(
-    recipe: Annotated[
-        str, typer.Argument(help="a built-in name, file.py:function, or recipe.yaml")
-    ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="key=value, as stages.0.lr=1e-4")
-    ] = None,
+    recipe: RecipeName,
+    overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="the run's folder")] = ...,  # type: ignore[assignment]
     resume: Annotated[bool, typer.Option("--resume", help="go on where the run stopped")] = False,
+    start: Annotated[str | None, typer.Option(help="train this further: run, folder or id")] = None,
     llm: Annotated[str | None, typer.Option(help="folder or id of the LLM")] = None,
     teacher: Annotated[
         str | None, typer.Option(help="folder or id of the ViT, to distil from or to see with")
@@ -71,7 +71,9 @@ def train(
     from oculi.recipes import find_recipe
     from oculi.recipes.flags import apply_flags
 
-    chosen = apply_flags(find_recipe(recipe), llm=llm, teacher=teacher, vq=vq, data=data, seed=seed)
+    chosen = apply_flags(
+        find_recipe(recipe), start=start, llm=llm, teacher=teacher, vq=vq, data=data, seed=seed
+    )
     chosen = override(chosen, overrides or [])
     quiet_libraries()
     keep_freed_memory()
@@ -98,14 +100,11 @@ def recipes(
 @app.command(epilog="Example: oculi plan vora model.lora.rank=512 --gpu h200 --gpus 8")
 @one_line_errors
 def plan(
-    recipe: Annotated[
-        str, typer.Argument(help="a built-in name, file.py:function, or recipe.yaml")
-    ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="key=value, as for oculi train")
-    ] = None,
+    recipe: RecipeName,
+    overrides: Overrides = None,
     gpu: Annotated[str, typer.Option(help="name of a GPU, as h200 or rtx4090")] = "h200",
     gpus: Annotated[int, typer.Option(min=1, help="number of them")] = 1,
+    start: Annotated[str | None, typer.Option(help="a model, as for oculi train")] = None,
     llm: Annotated[str | None, typer.Option(help="folder or id, as for oculi train")] = None,
     teacher: Annotated[str | None, typer.Option(help="folder or id, as for oculi train")] = None,
     text_tokens: Annotated[
@@ -124,7 +123,8 @@ def plan(
     from oculi.recipes import find_recipe
     from oculi.recipes.flags import apply_flags
 
-    chosen = override(apply_flags(find_recipe(recipe), llm=llm, teacher=teacher), overrides or [])
+    chosen = apply_flags(find_recipe(recipe), start=start, llm=llm, teacher=teacher)
+    chosen = override(chosen, overrides or [])
     quiet_libraries()
     from oculi.plan import picture_size
     from oculi.plan.styles import Asked, plan_in_style
@@ -246,7 +246,7 @@ def _processor(
         raise RecipeError("whose tokens are counted? Give either --recipe or --processor")
     quiet_libraries()
     if folder is not None:
-        from oculi.export.load import load_processor
+        from oculi.export.exported import load_processor
 
         return load_processor(folder)
     from oculi.recipes import find_recipe

@@ -55,6 +55,11 @@ class ModelSpec(Strict):
     llm: str = Field(
         description="folder or hub id of an AutoModelForCausalLM; testbed:NAME is shipped"
     )
+    start: str | None = Field(
+        None,
+        description="a model that oculi has exported: training begins with all of it. What it is, llm, "
+        "vision, compress, fusion and image_attention say; oculi train --start fills them in",
+    )
     vision: VisionSpec
     images: ImageSpec = ImageSpec()
     compress: CompressSpec | None = Field(

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import oculi
 from helpers import Tiny
 from oculi.errors import CheckpointError, OculiError
-from oculi.export.load import load_exported
+from oculi.export.exported import load_exported
 from oculi.model.lora import has_lora
 
 NAME = "llm.model.layers.0.mlp.up_proj.weight"

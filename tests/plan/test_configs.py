@@ -41,6 +41,8 @@ def test_shipped_configurations_have_the_published_sizes(name: str) -> None:
 def test_what_built_in_recipes_name_is_shipped() -> None:
     for build in BUILTIN.values():
         recipe = build()
+        if recipe.model.start is not None:  # for any model
+            continue
         names = {recipe.model.llm, recipe.model.vision.init_from}
         for stage in recipe.stages:
             names |= {o.teacher for o in stage.objectives if isinstance(o, DistillSpec)}

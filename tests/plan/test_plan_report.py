@@ -132,8 +132,9 @@ def test_flags_of_train_and_the_picture(tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_built_in_recipes_can_be_built() -> None:
-    for name in BUILTIN:
-        assert all(stage.trained for stage in meta_stages(find_recipe(name)))
+    for recipe in (build() for build in BUILTIN.values()):
+        if recipe.model.start is None:  # else for any model: tests/training/test_start.py
+            assert all(stage.trained for stage in meta_stages(recipe))
 
 
 @pytest.mark.parametrize("name", ["llava", "vora_tiny", "llava_tiny"])

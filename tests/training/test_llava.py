@@ -14,7 +14,7 @@ import oculi
 from helpers import Tiny, as_if_killed, exported, llava_data, losses, save_teacher
 from oculi.cli import app
 from oculi.errors import CheckpointError
-from oculi.export.load import load_exported
+from oculi.export.exported import load_exported
 from oculi.export.merge import merge_run
 from oculi.recipe import Recipe, validate
 from oculi.training import checkpoint as ckpt

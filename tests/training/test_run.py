@@ -21,7 +21,8 @@ from helpers import (
     tiny_recipe,
 )
 from oculi.errors import CheckpointError, DataError, OculiError, RecipeError
-from oculi.export.load import load_processor, load_unmerged
+from oculi.export.exported import load_processor
+from oculi.export.load import load_unmerged
 from oculi.recipe import EvalSpec, Recipe, load, override, validate
 from oculi.training import checkpoint as ckpt
 from oculi.training import loop

@@ -10,7 +10,7 @@ from typing import Any
 from oculi.ablate.metrics import json_lines
 from oculi.eval.evaluate import evaluate
 from oculi.eval.tasks import open_task
-from oculi.export.load import load_exported
+from oculi.export.exported import load_exported
 from oculi.model import OculiForConditionalGeneration, OculiProcessor
 
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from oculi.data.loader import collate, encode_sample
 from oculi.data.packing import pack
 from oculi.data.sample import Message, Sample
-from oculi.export.load import load_exported
+from oculi.export.exported import load_exported
 from oculi.model import OculiForConditionalGeneration, OculiProcessor
 from oculi.recipe import Recipe
 from oculi.testbed import language

@@ -24,7 +24,7 @@ from oculi.data.source import PlayroomRows
 from oculi.errors import AblationError
 from oculi.eval.evaluate import evaluate
 from oculi.eval.tasks import open_task
-from oculi.export.load import load_exported
+from oculi.export.exported import load_exported
 from oculi.model import OculiForConditionalGeneration
 from oculi.recipe import PlayroomSource
 

@@ -42,16 +42,23 @@ def lora_config(rank: int, blocks: int, targets: tuple[str, ...]) -> LoraConfig:
     return config
 
 
-def inject_lora(llm: PreTrainedModel, rank: int, blocks: int, targets: tuple[str, ...]) -> None:
+def inject_lora(
+    llm: PreTrainedModel, rank: int, blocks: int | None, targets: tuple[str, ...]
+) -> None:
     """Add LoRA to the linears named in ``targets`` of the first ``blocks`` blocks of ``llm``, in place.
 
-    At initialisation B is zero, so no logit changes.
+    At initialisation B is zero, so no logit changes. None: of all blocks.
 
     Raises:
         ValueError: LoRA is there already, there are fewer blocks, or a target matches nothing in them.
     """
     if has_lora(llm):
         raise ValueError("the LLM has LoRA already: merge it before adding another")
+    if any(isinstance(module, RoutedLinear) for module in llm.modules()):
+        raise ValueError(
+            'the LLM has routed LoRA: train that, by the glob "llm.*.lora_?" and model.lora=null'
+        )
+    blocks = blocks or llm.config.num_hidden_layers
     check_targets(llm, blocks, targets)
     inject_adapter_in_model(lora_config(rank, blocks, targets), llm, adapter_name=ADAPTER)
 

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoModel
 
 from oculi.errors import RecipeError
+from oculi.hub import readable
 from oculi.model import OculiConfig, OculiForConditionalGeneration
 from oculi.model.lora import has_lora, merge_lora
 from oculi.objectives import Distill, Objective, Reconstruct, build_objectives
@@ -38,6 +39,7 @@ from oculi.training.build import (
 )
 from oculi.training.module import TrainModule, canonical_parameters, freeze, learning_rates
 from oculi.training.optim import muon_matrices
+from oculi.training.start import check_start
 from oculi.training.vision import check_perceiver, own_settings
 
 DEFAULT_GRID = (32, 32)  # of a position table that no ViT starts, as training/vision.py has it
@@ -98,14 +100,7 @@ def meta_model(spec: ModelSpec) -> OculiForConditionalGeneration:
         RecipeError: the vision part does not fit what starts it, or the LLM has blocks that cannot see
             or no place for routed LoRA.
     """
-    text_config = llm_config(spec.llm)
-    config = OculiConfig(
-        text_config,
-        _vision_config(spec.vision),
-        image_attention=spec.image_attention,
-        compress_config=compress_config(spec),
-        fuse_config=fuse_config(spec),
-    )
+    config = _config(spec)
     with torch.device("meta"):
         try:
             model = OculiForConditionalGeneration(config)
@@ -115,6 +110,21 @@ def meta_model(spec: ModelSpec) -> OculiForConditionalGeneration:
     model.llm.set_attn_implementation("sdpa")  # as many products as flex attention's
     cast(model, DTYPES[spec.dtype])
     return model
+
+
+def _config(spec: ModelSpec) -> OculiConfig:
+    if spec.start is not None:
+        folder = check_start(spec)
+        with readable(str(folder)):
+            started: OculiConfig = OculiConfig.from_pretrained(folder)
+        return started
+    return OculiConfig(
+        llm_config(spec.llm),
+        _vision_config(spec.vision),
+        image_attention=spec.image_attention,
+        compress_config=compress_config(spec),
+        fuse_config=fuse_config(spec),
+    )
 
 
 def meta_objectives(

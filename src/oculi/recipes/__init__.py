@@ -17,6 +17,7 @@ from oculi.recipes.aurora_future import (
     aurora_reconstruct_tiny,
     aurora_video,
 )
+from oculi.recipes.finetune import finetune, finetune_lora
 from oculi.recipes.llava import llava, llava_aimv2, llava_next
 from oculi.recipes.tiny import llava_tiny, vora_tiny
 from oculi.recipes.tiny_aurora import aurora_tiny
@@ -51,6 +52,8 @@ BUILTIN: dict[str, Callable[[], Recipe]] = {
         aurora_video,
         aurora_tiny,
         aurora_reconstruct_tiny,
+        finetune,
+        finetune_lora,
     )
 }
 

@@ -1,4 +1,4 @@
-"""The common overrides as flags: ``--llm``, ``--teacher``, ``--vq``, ``--data``, ``--seed``."""
+"""The common overrides as flags: ``--start``, ``--llm``, ``--teacher``, ``--vq``, ``--data``, seed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from oculi.errors import DataError, RecipeError
 from oculi.recipe import DistillSpec, EvalSpec, FileSource, Recipe, validate
+from oculi.specs.model import TO_BE_GIVEN
 
 SHOWN_ANSWERS = 48
 
@@ -15,6 +16,7 @@ SHOWN_ANSWERS = 48
 def apply_flags(
     recipe: Recipe,
     *,
+    start: str | None = None,
     llm: str | None = None,
     teacher: str | None = None,
     vq: str | None = None,
@@ -23,6 +25,7 @@ def apply_flags(
 ) -> Recipe:
     """The recipe with the flags that were given.
 
+    ``start`` is a model that sees already, in the place of the recipe's LLM and new vision part.
     ``data`` replaces the data of every stage, and the evaluations by a look at its first questions. A
     file as ``pretrain=captions.jsonl`` is for the stage of that name alone, which then has no others.
     ``teacher`` is the ViT: it replaces the teacher of every distillation and the start of the vision
@@ -31,15 +34,27 @@ def apply_flags(
 
     Raises:
         DataError: there is no such file or folder, and nothing matches the pattern.
-        RecipeError: there is a teacher, but the recipe has no ViT; or a VQ encoder, and no stage asks.
+        RecipeError: there is a teacher, but the recipe has no ViT; a VQ encoder, and no stage asks; an
+            LLM beside a model that has one; or a model to start from is wanted.
+        CheckpointError: there is no such model to start from.
     """
+    if start is not None:
+        if llm is not None:
+            raise RecipeError(
+                f"--llm: the model of --start {start} has its LLM; leave one of them out"
+            )
+        from oculi.training.start import begin_with
+
+        recipe = begin_with(recipe, start)
+    elif recipe.model.start == TO_BE_GIVEN:
+        raise RecipeError(f"{recipe.name} trains a model that sees already: give it by --start")
     content: dict[str, Any] = recipe.model_dump(mode="json")
     if llm is not None:
         content["model"]["llm"] = llm
     if seed is not None:
         content["seed"] = seed
     if teacher is not None:
-        _replace_teacher(content, teacher, recipe.name)
+        _replace_teacher(content, teacher, recipe)
     if vq is not None:
         _replace_vq(content, vq, recipe.name)
     if data:
@@ -72,20 +87,20 @@ def _replace_data(content: dict[str, Any], given: Sequence[str]) -> None:
     content["evals"] = [spec.model_dump(mode="json") for spec in evals]
 
 
-def _replace_teacher(content: dict[str, Any], teacher: str, name: str) -> None:
+def _replace_teacher(content: dict[str, Any], teacher: str, recipe: Recipe) -> None:
     kind = DistillSpec.model_fields["kind"].default
     old = set()
-    vision = content["model"]["vision"]
+    vision, begun = content["model"]["vision"], recipe.model.start is not None
     for stage in content["stages"]:
         for objective in stage["objectives"]:
             if objective["kind"] == kind:
                 old.add(objective["teacher"])
                 objective["teacher"] = teacher
-    if not old and vision["init_from"] is None:
+    if not old and (vision["init_from"] is None or begun):
         raise RecipeError(
-            f"--teacher: {name} distils from no ViT, and its vision part starts from none"
+            f"--teacher: {recipe.name} distils from no ViT, and its vision part starts from none"
         )
-    if not old or vision["init_from"] in old:
+    if not begun and (not old or vision["init_from"] in old):
         vision["init_from"] = teacher
 
 

@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 
 from oculi.specs.base import Count, Int, Strict
 
+TO_BE_GIVEN = "--start"  # as model.start of a recipe for any model that sees
+
 
 class PatchEmbedSpec(Strict):
     """The patch embedding (VoRA, section 3.1)."""
@@ -159,7 +161,7 @@ class LoraSpec(Strict):
     """Vision LoRA: rank and the first blocks that get it; no alpha (VoRA, section 3.1)."""
 
     rank: Count
-    blocks: Count
+    blocks: Count | None = Field(None, description="the first so many; None: all of the LLM's")
     targets: tuple[str, ...] = (
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     )  # fmt: skip

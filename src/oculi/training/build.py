@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from oculi.errors import RecipeError
+from oculi.export.exported import load_exported, load_processor
 from oculi.hub import load_weights, readable, resolve
 from oculi.model import (
     OculiConfig,
@@ -20,6 +21,7 @@ from oculi.model import (
 from oculi.model.lora import inject_lora
 from oculi.model.routed_oculi import IMAGE
 from oculi.recipe import ImageSpec, ModelSpec, PerceiverSpec, TowerSpec
+from oculi.training.start import check_start, start_folder
 from oculi.training.vision import mean_and_deviation, token_settings, vision_start
 
 NEW_PARTS = ("vision.connector.", "compress.", "fusion.cross.")  # nothing pre-trained is in them
@@ -27,7 +29,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def build_processor(spec: ModelSpec) -> OculiProcessor:
-    """The LLM's tokenizer with the recipe's picture cutter; raises CheckpointError."""
+    """The LLM's tokenizer with the recipe's picture cutter.
+
+    Raises:
+        CheckpointError: a checkpoint is not there, or has no tokenizer.
+        RecipeError: ``start`` is another model than the recipe says.
+    """
+    if spec.start is not None:
+        return recut(load_processor(check_start(spec)), spec.images)
     images = OculiImageProcessor(
         patch_size=spec.vision.patch_size,
         **spec.images.model_dump(),
@@ -78,7 +87,8 @@ def build_model(
 ) -> OculiForConditionalGeneration:
     """The LLM with its weights and a new vision part, started from ``vision.init_from`` if that is set.
 
-    Routed LoRA is in it, as it is part of the model; mergeable LoRA is what a stage adds.
+    Or all of ``start``. Routed LoRA is in it, as it is part of the model; mergeable LoRA is what a stage
+    adds.
 
     Args:
         spec: what to build.
@@ -87,17 +97,25 @@ def build_model(
 
     Raises:
         RecipeError: the vision part and the checkpoint that should start it have different shapes, it
-            has no such layer, the LLM has blocks that cannot see, or no place for routed LoRA.
+            has no such layer, the LLM has blocks that cannot see, or no place for routed LoRA; or
+            ``start`` is another model than the recipe says.
         CheckpointError: a checkpoint is not there, damaged or lacks weights.
     """
     torch.manual_seed(seed)
+    if spec.start is not None:
+        model, _ = load_exported(check_start(spec))
+        cast(model, DTYPES[spec.dtype])
+        set_attention(model, spec)
+        add_routed_lora(model, spec, seed)
+        return model
     start = vision_start(spec.vision)
     llm_path = resolve(spec.llm)
     with readable(spec.llm):
         kind = AutoConfig.from_pretrained(llm_path).model_type
     if kind == OculiConfig.model_type:
         raise RecipeError(
-            f"model.llm: {spec.llm} can see already; give the text LLM it was made from"
+            f"model.llm: {spec.llm} can see already; give the text LLM it was made from, or train it "
+            "further: oculi train finetune --start"
         )
     llm = load_weights(
         AutoModelForCausalLM,
@@ -128,6 +146,14 @@ def build_model(
         standard_normal(model)
     add_routed_lora(model, spec, seed)
     return model
+
+
+def base_of(spec: ModelSpec) -> str:
+    """What checkpoints are changes to: a folder, or a name that is shipped; raises CheckpointError."""
+    if spec.start is not None:
+        # Absolute: a relative one could be taken for a stage of the run itself.
+        return str(start_folder(spec.start).resolve())
+    return spec.llm if spec.llm.startswith("testbed:") else resolve(spec.llm)
 
 
 def set_attention(model: OculiForConditionalGeneration, spec: ModelSpec) -> None:
@@ -163,7 +189,8 @@ def add_routed_lora(model: OculiForConditionalGeneration, spec: ModelSpec, seed:
     """Add the recipe's LoRA if it is routed; see ``add_lora``."""
     if (lora := spec.lora) is not None and lora.routed:
         with _lora_of_recipe(seed):
-            model.add_routed_lora(IMAGE, lora.rank, lora.blocks, lora.targets)
+            blocks = lora.blocks or len(model.blocks)
+            model.add_routed_lora(IMAGE, lora.rank, blocks, lora.targets)
 
 
 @contextmanager

@@ -81,9 +81,16 @@ def tensor_hashes(module: nn.Module) -> dict[str, str]:
     return hashes
 
 
-def base_hashes(model: OculiForConditionalGeneration) -> dict[str, str]:
-    """Of all that a run takes as it is: the LLM by its own names, a tower's tensors as ``vision.*``."""
+def base_hashes(model: OculiForConditionalGeneration, started: bool = False) -> dict[str, str]:
+    """Of all that a run takes as it is: the LLM by its own names, a tower's tensors as ``vision.*``.
+
+    Args:
+        started: the model began with one that was exported: all of it is.
+    """
     hashes = tensor_hashes(model.llm)
+    if started:
+        others = tensor_hashes(model)
+        return hashes | {k: v for k, v in others.items() if not k.startswith("llm.")}
     for part, module in model.vision.named_children():
         if isinstance(module, PreTrainedModel):
             found = tensor_hashes(module)
@@ -95,10 +102,10 @@ def check_base(found: Mapping[str, str], expected: Mapping[str, str], base: str)
     """Raises CheckpointError naming the first tensor in which two bases differ."""
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
-            if name.startswith("vision."):
+            if name.startswith(("vision.", "compress.", "fusion.")):
                 raise CheckpointError(
-                    f"the vision tower is not the one that this run was trained on: {name} differs. "
-                    "Put the original one where the recipe's model.vision.init_from says"
+                    f"the vision part is not the one that this run was trained on: {name} differs. "
+                    "Put the original one where the recipe says (model.start, or vision.init_from)"
                 )
             raise CheckpointError(
                 f"{base} is not the LLM that this run was trained on: {name} differs. Give the "

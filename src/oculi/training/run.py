@@ -15,10 +15,9 @@ from oculi.data.loader import Steps
 from oculi.data.order import stage_seed
 from oculi.data.source import open_sources
 from oculi.errors import CheckpointError
+from oculi.export.exported import load_exported
 from oculi.export.hf import export
-from oculi.export.load import load_exported
 from oculi.export.merge import fold
-from oculi.hub import resolve
 from oculi.model import OculiForConditionalGeneration, OculiProcessor
 from oculi.model.lora import has_lora
 from oculi.objectives import build_objectives
@@ -27,6 +26,7 @@ from oculi.training import checkpoint as ckpt
 from oculi.training.build import (
     DTYPES,
     add_lora,
+    base_of,
     build_model,
     build_processor,
     cast,
@@ -310,8 +310,8 @@ class Run:
         spec = self.recipe.model
         self.processor = build_processor(spec)
         self.model = build_model(spec, self.processor, self.recipe.seed)
-        self.base = spec.llm if spec.llm.startswith("testbed:") else resolve(spec.llm)
-        self.base_tensors = ckpt.base_hashes(self.model)
+        self.base = base_of(spec)
+        self.base_tensors = ckpt.base_hashes(self.model, spec.start is not None)
         if spec.lora is not None and lora:
             add_lora(self.model, spec, self.recipe.seed)
 
