@@ -115,8 +115,10 @@ def runnable(words: list[str]) -> list[str]:
     words = [STANDS_FOR.get(word, word) for word in words[1:]]
     if words[0] == "train":
         stages = len(find_recipe(words[1]).stages)
-        words += [f"stages.{n}.{change}" for n in range(stages) for change in SHORT]
-        words += ["stages.0.steps=3", "stages.0.checkpoint_every=2"]
+        short = SHORT[1:] if "--epochs" in words else SHORT  # steps are counted then
+        words += [f"stages.{n}.{change}" for n in range(stages) for change in short]
+        words += ["stages.0.checkpoint_every=2"]
+        words += [] if "--epochs" in words else ["stages.0.steps=3"]
         words += SMALL.get(words[1], [])
         if "--data" not in words:
             words += ["evals=[]"]

@@ -27,7 +27,7 @@ from oculi.recipe import (
     validate,
 )
 from oculi.recipes import BUILTIN, find_recipe
-from oculi.recipes.flags import SHOWN_ANSWERS, apply_flags
+from oculi.recipes.flags import SHOWN_ANSWERS, apply_epochs, apply_flags
 
 
 def data() -> dict[str, Any]:
@@ -432,6 +432,40 @@ def test_a_file_or_stage_that_is_not_there_is_named(given: str, message: str) ->
     with pytest.raises(DataError) as caught:
         apply_flags(BUILTIN["vora"](), data=[given])
     assert str(caught.value) == message
+
+
+def test_epochs_become_steps(tmp_path: Path) -> None:
+    """Of a stage's whole data, weights included, rounded up; nothing else changes but a long warm-up."""
+    data = "stages.0.data=[{kind: playroom, level: 1, samples: 100}, {kind: playroom, level: 1, samples: 10, weight: 2.5}]"
+    recipe = override(
+        BUILTIN["vora_tiny"](), [data, "stages.0.batch=8", "stages.0.warmup_steps=50"]
+    )
+    found = apply_epochs(recipe, ["pretrain=2"])
+    assert (found.stages[0].steps, found.stages[0].warmup_steps) == (32, 3)  # 2 x 125 / 8
+    same = {"steps", "warmup_steps"}
+    assert found.stages[0].model_dump(exclude=same) == recipe.stages[0].model_dump(exclude=same)
+    assert found.stages[1:] == recipe.stages[1:]
+    both = apply_epochs(recipe, ["0.5", "pretrain=100"])
+    assert both.stages[0].steps == 1563 and both.stages[0].warmup_steps == 50
+    rows, batch = recipe.stages[1].data[0].samples, recipe.stages[1].batch  # type: ignore[union-attr]
+    assert len(recipe.stages[1].data) > 1 or both.stages[1].steps == -(-rows // (2 * batch))
+    assert apply_epochs(recipe, []) is recipe
+
+
+@pytest.mark.parametrize(
+    ("given", "overrides", "message"),
+    [
+        ("0", [], '--epochs 0: "0" is no number above 0'),
+        ("pretrain=many", [], '--epochs pretrain=many: "many" is no number above 0'),
+        ("inf", [], "is no number above 0"),
+        ("pretrian=1", [], 'there is no stage "pretrian"; the stages are pretrain, finetune'),
+        ("1", ["stages.1.steps=3"], "stages.1.steps and --epochs both set it"),
+    ],
+)
+def test_epochs_that_make_no_sense(given: str, overrides: list[str], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        apply_epochs(BUILTIN["vora_tiny"](), [given], overrides)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_flag_names_the_codebook_of_every_stage_that_asks_for_codes() -> None:

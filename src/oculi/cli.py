@@ -13,7 +13,7 @@ from oculi.ablate.command import EXAMPLE as ABLATE_EXAMPLE
 from oculi.ablate.command import ablate
 from oculi.bench.command import app as bench_app
 from oculi.cognition import command as cognition
-from oculi.commands import one_line_errors, progress, quiet_libraries
+from oculi.commands import Overrides, RecipeName, one_line_errors, progress, quiet_libraries
 from oculi.data.curate import add_commands
 from oculi.export.command import EXAMPLE as EXPORT_EXAMPLE
 from oculi.export.command import export
@@ -21,10 +21,8 @@ from oculi.export.convert.command import app as convert_app
 from oculi.reconstruct.command import EXAMPLE as RECONSTRUCT_EXAMPLE
 from oculi.reconstruct.command import reconstruct
 from oculi.testbed.command import app as testbed_app
-from oculi.training.allocator import keep_freed_memory
-
-RecipeName = Annotated[str, typer.Argument(help="a built-in name, file.py:function or recipe.yaml")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, as stages.0.lr=1e-4")]
+from oculi.training.command import EXAMPLE as TRAIN_EXAMPLE
+from oculi.training.command import train
 
 app = typer.Typer(
     help="oculi gives a language model eyes: train, compare, merge, measure and serve.",
@@ -39,48 +37,11 @@ app.add_typer(data_app, name="data", rich_help_panel=None)
 app.add_typer(testbed_app, name="testbed", rich_help_panel=None)
 app.add_typer(bench_app, name="bench", rich_help_panel=None)
 app.add_typer(convert_app, name="convert", rich_help_panel=None)
+app.command(epilog=TRAIN_EXAMPLE)(train)
 app.command(epilog=ABLATE_EXAMPLE)(ablate)
 app.command(epilog=RECONSTRUCT_EXAMPLE)(reconstruct)
 cognition.add_commands(data_app)
 app.command(epilog=EXPORT_EXAMPLE)(export)
-
-
-@app.command(epilog="Example: oculi train vora_tiny stages.0.steps=300 --out runs/first")
-@one_line_errors
-def train(
-    recipe: RecipeName,
-    overrides: Overrides = None,
-    out: Annotated[Path, typer.Option(help="the run's folder")] = ...,  # type: ignore[assignment]
-    resume: Annotated[bool, typer.Option("--resume", help="go on where the run stopped")] = False,
-    start: Annotated[str | None, typer.Option(help="train this further: run, folder or id")] = None,
-    llm: Annotated[str | None, typer.Option(help="folder or id of the LLM")] = None,
-    teacher: Annotated[
-        str | None, typer.Option(help="folder or id of the ViT, to distil from or to see with")
-    ] = None,
-    vq: Annotated[str | None, typer.Option(help="folder or id of the VQ model of codes")] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="file, folder or pattern for every stage, or STAGE=FILE for one; repeatable"
-        ),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="of the new weights and the order")] = None,
-) -> None:
-    """Run a recipe: its stages, the merge between them, its evaluations, and the report."""
-    from oculi.recipe import override
-    from oculi.recipes import find_recipe
-    from oculi.recipes.flags import apply_flags
-
-    chosen = apply_flags(
-        find_recipe(recipe), start=start, llm=llm, teacher=teacher, vq=vq, data=data, seed=seed
-    )
-    chosen = override(chosen, overrides or [])
-    quiet_libraries()
-    keep_freed_memory()
-    from oculi.training.run import train as run
-
-    run(chosen, out, resume=resume)
-    print(f"report: {out / 'report.html'}")
 
 
 @app.command(epilog="Example: oculi recipes vora_tiny > mine.yaml")

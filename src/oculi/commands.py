@@ -6,11 +6,14 @@ import sys
 import time
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from oculi.errors import ELSEWHERE, OculiError
+
+RecipeName = Annotated[str, typer.Argument(help="a built-in name, file.py:function or recipe.yaml")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, as stages.0.lr=1e-4")]
 
 
 def one_line_errors(command: Callable[..., Any]) -> Callable[..., Any]:

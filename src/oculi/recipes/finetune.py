@@ -7,7 +7,7 @@ RUN is a run, a folder that oculi has exported or converted, or the hub id of on
 part, compressor and fusion. Rate and schedule of `finetune` are those of LLaVA-1.5's second stage (arXiv
 2310.03744, table 9), which VoRA takes as well (section 5.1); it trains all of the model, a tower too.
 `finetune_lora` trains LoRA on all linear layers of the LLM and merges it; rank and rate are ours, of no
-paper. A thousand steps are 128,000 and 64,000 samples: set `stages.0.steps` to what your rows make.
+paper. A thousand steps are 128,000 and 64,000 samples; `--epochs 1` counts them from your rows.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,59 @@ def apply_flags(
     if data:
         _replace_data(content, [str(given) for given in data])
     return validate(content, recipe.name)
+
+
+def apply_epochs(recipe: Recipe, given: Sequence[str], overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe with as many steps as so many passes over each stage's data take, rounded up.
+
+    Warm-up is then a tenth of a stage's steps at most: a few of them would else never reach its rate.
+
+    Args:
+        given: a number for every stage, or ``STAGE=NUMBER`` for one.
+        overrides: what else was asked for; the steps of such a stage cannot be set as well.
+
+    Raises:
+        RecipeError: there is no such stage, it is no number above 0, or steps are given too.
+        DataError: the data cannot be read.
+    """
+    if not given:
+        return recipe
+    from oculi.data.source import open_sources
+
+    of_stage = _epochs(recipe, given)
+    content: dict[str, Any] = recipe.model_dump(mode="json")
+    for number, (stage, settings) in enumerate(zip(recipe.stages, content["stages"], strict=True)):
+        if (epochs := of_stage.get(stage.name)) is None:
+            continue
+        if any(one.startswith(f"stages.{number}.steps=") for one in overrides):
+            raise RecipeError(f"stages.{number}.steps and --epochs both set it: give one of them")
+        steps = math.ceil(epochs * len(open_sources(stage.data)) / stage.batch)
+        settings["steps"] = steps
+        settings["warmup_steps"] = min(stage.warmup_steps, steps // 10)
+    return validate(content, recipe.name)
+
+
+def _epochs(recipe: Recipe, given: Sequence[str]) -> dict[str, float]:
+    """Passes by stage; what is said of one stage goes before what is said of all."""
+    names = [stage.name for stage in recipe.stages]
+    of_all, of_one = dict[str, float](), dict[str, float]()
+    for text in given:
+        name, equals, number = text.rpartition("=")
+        if equals and name not in names:
+            raise RecipeError(
+                f'--epochs {text}: there is no stage "{name}"; the stages are {", ".join(names)}'
+            )
+        try:
+            epochs = float(number)
+        except ValueError:
+            epochs = math.nan
+        if not 0 < epochs < math.inf:
+            raise RecipeError(f'--epochs {text}: "{number}" is no number above 0')
+        if equals:
+            of_one[name] = epochs
+        else:
+            of_all = dict.fromkeys(names, epochs)
+    return of_all | of_one
 
 
 def _replace_data(content: dict[str, Any], given: Sequence[str]) -> None:
