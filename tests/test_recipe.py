@@ -434,9 +434,10 @@ def test_a_file_or_stage_that_is_not_there_is_named(given: str, message: str) ->
     assert str(caught.value) == message
 
 
-def test_epochs_become_steps(tmp_path: Path) -> None:
+def test_epochs_become_steps() -> None:
     """Of a stage's whole data, weights included, rounded up; nothing else changes but a long warm-up."""
-    data = "stages.0.data=[{kind: playroom, level: 1, samples: 100}, {kind: playroom, level: 1, samples: 10, weight: 2.5}]"
+    few = "{kind: playroom, level: 1, samples: 10, weight: 2.5}"
+    data = f"stages.0.data=[{{kind: playroom, level: 1, samples: 100}}, {few}]"
     recipe = override(
         BUILTIN["vora_tiny"](), [data, "stages.0.batch=8", "stages.0.warmup_steps=50"]
     )
