@@ -9,7 +9,9 @@ import torch
 from oculi.batch import Batch
 
 CHANNELS = 12
-SHAPED = ("positions_BT", "segments_BT", "images_BT", "prompt_BT", "branches_BT")
+SHAPED = (
+    "positions_BT", "segments_BT", "images_BT", "prompt_BT", "branches_BT", "modality_BT",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -27,6 +29,7 @@ def batch() -> Batch:
         grids_N2=torch.tensor([[1, 2]]),
         sample_ids=("a", "b"),
         branches_BT=torch.zeros(1, 8, dtype=torch.int64),
+        modality_BT=torch.zeros(1, 8, dtype=torch.int64),
     )
 
 

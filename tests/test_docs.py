@@ -74,6 +74,8 @@ STANDS_FOR = {
     "449": "9",  # pixels: pictures here are small
     "http://localhost:8000/v1": "",  # of `folder`
     "examples/audio/recipe.py:vora_audio": str(ROOT / "examples/audio/recipe.py") + ":vora_audio",
+    "examples/audio/recipe.py:audio_beside": str(ROOT / "examples/audio/recipe.py")
+    + ":audio_beside",
 }
 DATA = (  # files of a user
     "train.json",

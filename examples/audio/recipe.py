@@ -5,6 +5,10 @@
     oculi train examples/audio/recipe.py:vora_audio --out runs/audio
     oculi eval runs/audio --task sounds/test.jsonl --above-blind
 
+Or beside pictures, in a model that learnt to see with routed LoRA (docs/vora.md) and stays as it is:
+
+    oculi train examples/audio/recipe.py:audio_beside --start runs/routed --out runs/both
+
 Run where ``sounds`` is. docs/modalities.md has times and scores.
 """
 
@@ -18,6 +22,7 @@ from oculi.recipe import (
     Recipe,
 )
 from oculi.recipes.tiny import vora_tiny
+from oculi.specs.model import TO_BE_GIVEN
 
 TEACHER = "sounds/teacher"
 
@@ -49,4 +54,21 @@ def vora_audio() -> Recipe:
             "stages": (pretrain,),
             "evals": (EvalSpec(task="sounds/test.jsonl"),),
         }
+    )
+
+
+def audio_beside() -> Recipe:
+    """Routed LoRA for sounds in a model that sees already: nothing else of it is trained."""
+    alone = vora_audio()
+    stage = alone.stages[0].model_copy(
+        update={
+            "trainable": {"llm.*.routed.audio.lora_?": None, "objectives.*": None},
+            "merge_lora": False,
+        }
+    )
+    lora = LoraSpec(rank=64, blocks=5, routed=True, modality="audio")
+    model = alone.model.model_copy(update={"start": TO_BE_GIVEN, "lora": lora})
+    summary = "sounds beside pictures: LoRA of their own in a model that sees already (--start)"
+    return alone.model_copy(
+        update={"name": "audio_beside", "summary": summary, "model": model, "stages": (stage,)}
     )

@@ -176,7 +176,14 @@ def write(out: Path, train: int, test: int) -> None:
                     {"from": "gpt", "value": answer},
                 ]
             rows.append(
-                json.dumps({"id": f"{split}-{index}", "image": name, "conversations": turns})
+                json.dumps(
+                    {
+                        "id": f"{split}-{index}",
+                        "image": name,
+                        "modality": "audio",
+                        "conversations": turns,
+                    }
+                )
             )
         (out / f"{split}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
 

@@ -43,6 +43,8 @@ class Batch:
         sample_ids: the samples in it, for messages.
         branches_BT: int64, the branch of a token within its sample, 0 for what all of them see; None
             where no sample branches.
+        modality_BT: int64, whose routed LoRA a token goes through, 0 for none; None: image tokens go
+            through that of images, if the model has any.
         labels_per_row: the most label rows that one row has. Counted where the batch is made, so that
             a device need not be waited for; None: it was made on one.
     """
@@ -58,11 +60,20 @@ class Batch:
     grids_N2: Tensor
     sample_ids: tuple[str, ...] = ()
     branches_BT: Tensor | None = None
+    modality_BT: Tensor | None = None
     labels_per_row: int | None = None
 
     def __post_init__(self) -> None:
         shape = self.tokens_BT.shape
-        for name in ("positions_BT", "segments_BT", "images_BT", "prompt_BT", "branches_BT"):
+        each = (
+            "positions_BT",
+            "segments_BT",
+            "images_BT",
+            "prompt_BT",
+            "branches_BT",
+            "modality_BT",
+        )
+        for name in each:
             found = getattr(self, name)
             if found is not None and found.shape != shape:
                 raise ValueError(f"{name} is {tuple(found.shape)}, tokens {tuple(shape)}")
@@ -114,6 +125,7 @@ class Batch:
             "position_ids": self.positions_BT,
             "segment_ids": self.segments_BT,
             "branch_ids": self.branches_BT,
+            "modality_ids": self.modality_BT,
             "image_ids": self.images_BT,
             "prompt_mask": self.prompt_BT,
             "pixel_values": self.patches_PC if has_images else None,

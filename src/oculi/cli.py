@@ -309,12 +309,15 @@ def chat(
     checkpoint: Annotated[Path, typer.Argument(help="a run or an exported folder")],
     question: Annotated[str | None, typer.Argument(help="without one: a conversation")] = None,
     image: Annotated[list[Path] | None, typer.Option(help="picture; repeatable")] = None,
+    modality: Annotated[
+        str, typer.Option(help="of what the pictures show, where the model has LoRA for several")
+    ] = "image",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="longest answer in tokens")] = 128,
 ) -> None:
     """One answer about pictures; or, without a question, a conversation."""
     from oculi.eval.chat import Conversation
 
-    conversation = Conversation(*_open(checkpoint), image or [], max_new_tokens)
+    conversation = Conversation(*_open(checkpoint), image or [], max_new_tokens, modality)
     if question is not None:
         print(conversation.ask(question))
         return

@@ -99,6 +99,20 @@ def test_what_differs_is_not_joined(tmp_path: Path) -> None:
     assert (found.conversations, found.single) == (0, 2)
 
 
+def test_a_modality_stays_and_is_not_mixed(tmp_path: Path) -> None:
+    """A picture and a spectrogram of the same bytes are two things."""
+    rows = [
+        row("1", "a.png", "Colour?", "red"),
+        row("2", "a.png", "Pitch?", "high", modality="audio"),
+        row("3", "a.png", "Kind?", "pulse", modality="audio"),
+    ]
+    join([write(tmp_path, rows)], tmp_path / "out.jsonl")
+    found = [(one.id, one.modality) for one in FileSource(tmp_path / "out.jsonl")]
+    assert found == [("1", "image"), ("2", "audio")]
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert "modality" not in written[0] and written[1]["modality"] == "audio"
+
+
 def test_tags_and_remarks_stay(tmp_path: Path) -> None:
     rows = [row("1", "a.png", "1?", "x", stages=["a"], source="mine", rank=3),
             row("2", "a.png", "2?", "x", stages=["a"])]  # fmt: skip

@@ -23,18 +23,21 @@ if TYPE_CHECKING:
 Conversation = Sequence[tuple[str, Sequence[Any]]]
 
 
-def encode_branches(processor: OculiProcessor, turns: Sequence[Conversation]) -> Encoded:
+def encode_branches(
+    processor: OculiProcessor, turns: Sequence[Conversation], modality: str = "image"
+) -> Encoded:
     """Turns that begin with the same pictures, encoded side by side.
 
     Args:
         turns: as ``OculiProcessor.encode`` takes a conversation, each with all of the pictures.
+        modality: as there.
 
     Raises:
         ValueError: they do not begin alike.
     """
     measured = [_measured(turn, lambda picture: processor.tokens(picture.size)) for turn in turns]
     ids, labels, branches = _join(processor.chat, measured)
-    first = processor.encode(turns[0])
+    first = processor.encode(turns[0], modality=modality)
     return replace(first, input_ids=ids, labels=labels, branches=branches)
 
 

@@ -266,6 +266,7 @@ KNOWN: Final = _known()
 KEYS: Final = frozenset(
     itertools.chain(
         ("id", "stage", "stages", "system", "history", "image", "images", "frames", "file_name"),
+        ("modality",),
         ("conversations", "messages", "texts"),
         _CAPTIONS,
         *_PAIRS,

@@ -212,7 +212,7 @@ def _key(sample: Sample, row: Row) -> bytes | None:
     system = [message.text for message in sample.messages if message.role == "system"]
     tags = [row.get("stage"), row.get("stages")]
     shown = [picture_key(image) for image in sample.images]
-    return _hash(repr((system, tags, shown)))
+    return _hash(repr((system, tags, sample.modality, shown)))
 
 
 def _talk(number: int, sample: Sample) -> _Talk:

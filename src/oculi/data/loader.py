@@ -68,10 +68,13 @@ def encode_sample(
     try:
         if sample.separate:
             encoded = encode_branches(
-                processor, [pieces(turn.messages, pictures) for turn in side_by_side(sample)]
+                processor,
+                [pieces(turn.messages, pictures) for turn in side_by_side(sample)],
+                sample.modality,
             )
         else:
-            encoded = processor.encode(pieces(sample.messages, pictures))  # type: ignore[arg-type]
+            talk = pieces(sample.messages, pictures)
+            encoded = processor.encode(talk, modality=sample.modality)  # type: ignore[arg-type]
     except ValueError as error:
         raise RowError(str(error), sample.id, sample.source) from None
     if encoded.prompt_length == len(encoded.input_ids):
@@ -91,6 +94,7 @@ def collate(rows: Sequence[Sequence[tuple[str, Encoded]]], channels: int) -> Bat
     tokens, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     segments, images = np.full(shape, -1, np.int64), np.full(shape, -1, np.int64)
     prompt, branches = np.zeros(shape, bool), np.zeros(shape, np.int64)
+    modality, told = np.zeros(shape, np.int64), False
     label_rows: list[int] = []
     targets: list[int] = []
     patches: list[np.ndarray] = []
@@ -108,6 +112,8 @@ def collate(rows: Sequence[Sequence[tuple[str, Encoded]]], channels: int) -> Bat
             segments[r, start:end] = s
             prompt[r, start : start + encoded.prompt_length] = True
             images[r, start:end] = image_numbers(encoded, len(grids))
+            modality[r, start:end] = encoded.modality * (images[r, start:end] >= 0)
+            told = told or encoded.told
             for i, label in enumerate(encoded.labels):
                 if label != -100:
                     label_rows.append(r * width + start + i - 1)
@@ -128,6 +134,7 @@ def collate(rows: Sequence[Sequence[tuple[str, Encoded]]], channels: int) -> Bat
         grids_N2=torch.tensor(grids, dtype=torch.int64).reshape(-1, 2),
         sample_ids=tuple(name for row in rows for name, _ in row),
         branches_BT=torch.from_numpy(branches) if branches.any() else None,
+        modality_BT=torch.from_numpy(modality) if told else None,
     )
 
 

@@ -19,7 +19,7 @@ from oculi import durable
 from oculi.data.container import MAX_ROW_BYTES, Row
 from oculi.data.forms import KEYS
 from oculi.data.images import NO_IMAGE, ImageError, image_bytes
-from oculi.data.sample import ImageRef, ImageSource, Message, Sample
+from oculi.data.sample import IMAGE, ImageRef, ImageSource, Message, Sample
 from oculi.errors import DataError
 
 _TAGS = ("stage", "stages")
@@ -84,10 +84,12 @@ def to_row(sample: Sample, extra: Row | None = None) -> Row:
     Raises:
         DataError: a picture cannot be read.
     """
-    images = {"images": [picture_value(image) for image in sample.images]} if sample.images else {}
-    return {"id": sample.id, **images, "messages": [_turn(m) for m in sample.messages]} | (
-        extra or {}
-    )
+    row: Row = {"id": sample.id}
+    if sample.images:
+        row["images"] = [picture_value(image) for image in sample.images]
+    if sample.modality != IMAGE:
+        row["modality"] = sample.modality
+    return row | {"messages": [_turn(m) for m in sample.messages]} | (extra or {})
 
 
 def remarks(row: Row) -> Row:

@@ -14,7 +14,7 @@ from oculi.data.container import Row
 from oculi.data.content import first_twice, kind, text, wrong
 from oculi.data.forms import Form, find_form, recognise, without_nulls
 from oculi.data.images import ImageError
-from oculi.data.sample import RowError, Sample
+from oculi.data.sample import IMAGE, RowError, Sample
 from oculi.errors import shown
 
 _ID = re.compile(rb'"id"\s*:\s*(?:"([^"\\\n]{1,200})"|(\d{1,20}))')
@@ -93,11 +93,14 @@ def build_sample(row: Row, form: Form | None, path: Path, line: int, root: Path)
         if not chosen.fits(given):
             wrong(f"this is a row of the format {recognise(row).name}, not {chosen.name}")
         messages, images = chosen.build(given, root)
+        modality = given.get("modality", IMAGE)
+        if not isinstance(modality, str) or not modality.isidentifier():
+            wrong(f'"modality" is {shown(str(modality))}; it must be a name, as image or audio')
     except ImageError as error:
         raise RowError(str(error), id) from None
     except RowError as error:
         raise RowError(error.reason, error.id or id) from None
-    return Sample(id, messages, tuple(images), f"{path}:{line}")
+    return Sample(id, messages, tuple(images), f"{path}:{line}", modality=modality)
 
 
 def row_id(row: Row, default: str) -> str:

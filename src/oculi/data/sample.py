@@ -16,6 +16,7 @@ from oculi.errors import DataError, shown
 if TYPE_CHECKING:
     from PIL import Image
 
+IMAGE = "image"  # the modality of a row that says none
 Role = Literal["system", "user", "assistant"]
 
 
@@ -109,6 +110,7 @@ class Sample:
         whole: not to be cut into single turns: whoever made it chose how many there are.
         separate: its turns are learnt side by side, each with the pictures and none with another; then
             all pictures begin the first user turn.
+        modality: what its pictures are pictures of, for a model with LoRA for several.
     """
 
     id: str
@@ -117,6 +119,7 @@ class Sample:
     source: str = ""
     whole: bool = False
     separate: bool = False
+    modality: str = IMAGE
 
     def validate(self, *, for_training: bool = False) -> None:
         """Check the rules every consumer relies on; raises RowError naming source and id.

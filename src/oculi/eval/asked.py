@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from oculi.data.sample import ImageSource, Message
+from oculi.data.sample import IMAGE, ImageSource, Message
 from oculi.eval.score import EXACT, Scoring
 
 
@@ -16,7 +16,7 @@ class Question:
     Attributes:
         id: the sample's. turn: number of the answer in it, from 1. group: for scores by kind.
         messages: up to and including the question. images: of the conversation so far.
-        text: the question. answer: the true answer.
+        text: the question. answer: the true answer. modality: of the images.
     """
 
     id: str
@@ -26,6 +26,7 @@ class Question:
     images: tuple[ImageSource, ...]
     text: str
     answer: str
+    modality: str = IMAGE
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,14 @@ def encode_question(question: Question, processor: OculiProcessor, blind: bool) 
     messages = without_images(question.messages) if blind else question.messages
     pictures = [] if blind else [image.load() for image in question.images]
     conversation = pieces(messages, pictures)
-    return processor.encode(conversation, add_generation_prompt=True)  # type: ignore[arg-type]
+    try:
+        return processor.encode(
+            conversation,  # type: ignore[arg-type]
+            add_generation_prompt=True,
+            modality=question.modality,
+        )
+    except ValueError as error:
+        raise DataError(f"question {question.id}: {error}") from None
 
 
 def _length(question: Question, processor: OculiProcessor, blind: bool) -> int:

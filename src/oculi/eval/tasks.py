@@ -134,6 +134,7 @@ def questions(sample: Sample, group: str | None = None) -> list[Question]:
                 images=sample.images[:slots],
                 text=history[-1].text.strip(),
                 answer=message.text,
+                modality=sample.modality,
             )
         )
     return found

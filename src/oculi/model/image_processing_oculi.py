@@ -78,6 +78,7 @@ class OculiImageProcessor(BaseImageProcessor):
         vision_tokens: the grid of tokens that the model's vision part makes of patches, where it is not
             a token a patch (``grids_oculi.py``).
         compress: the model's ``compress_config``, which says how many tokens are left of those.
+        modalities: those for which the model has LoRA of its own (``routed_oculi.py``), in its order.
 
     Raises:
         ValueError: a setting is out of range.
@@ -95,6 +96,7 @@ class OculiImageProcessor(BaseImageProcessor):
         image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073),
         compress: dict[str, Any] | None = None,
         vision_tokens: dict[str, Any] | None = None,
+        modalities: list[str] | None = None,
         **kwargs: Any,  # transformers passes its own keys (auto_map, ...) this way
     ) -> None:
         super().__init__(**kwargs)
@@ -109,7 +111,7 @@ class OculiImageProcessor(BaseImageProcessor):
         self.patch_size, self.mode, self.size = patch_size, mode, size
         self.min_patches, self.max_patches = min_patches, max_patches
         self.image_mean = list(image_mean)
-        self.vision_tokens, self.compress = vision_tokens, compress
+        self.vision_tokens, self.compress, self.modalities = vision_tokens, compress, modalities
         self.tokens((1, 1))  # an unknown kind is said here
 
     def grid(self, width: int, height: int) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from transformers import BatchFeature, ProcessorMixin
 
 from .chat_oculi import ChatEncoder, ImageTokens
 from .image_processing_oculi import OculiImageProcessor
+from .routed_oculi import IMAGE
 
 IMAGE_TOKEN = "<|image_pad|>"
 
@@ -32,6 +33,8 @@ class Encoded:
         prompt_length: tokens before the first answer, or all.
         image_spans: (start, count) of each image's positions in ``input_ids``.
         branches: as long, where turns stand side by side: 0 for what they share, then 1, 2, ...
+        modality: whose routed LoRA its image positions go through, as in ``modality_ids``.
+        told: the model has to be told: it is not what it takes image positions for.
     """
 
     input_ids: list[int]
@@ -41,6 +44,8 @@ class Encoded:
     prompt_length: int
     image_spans: list[tuple[int, int]]
     branches: list[int] | None = None
+    modality: int = 0
+    told: bool = False
 
 
 class OculiProcessor(ProcessorMixin):
@@ -85,7 +90,23 @@ class OculiProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return ["input_ids", "attention_mask", "pixel_values", "image_grids", "prompt_mask"]
+        return [
+            "input_ids", "attention_mask", "pixel_values", "image_grids", "prompt_mask", "modality_ids",
+        ]  # fmt: skip
+
+    def modality(self, name: str) -> tuple[int, bool]:
+        """The id of a modality's image positions, and whether the model has to be told it.
+
+        A model without LoRA for single modalities (as a merged one) is never told.
+
+        Raises:
+            ValueError: the model has LoRA for others, and none for this one.
+        """
+        known = self.image_processor.modalities or []
+        number = known.index(name) + 1 if name in known else 0
+        if known and not number and name != IMAGE:
+            raise ValueError(f'the model has LoRA for {", ".join(known)}, and none for "{name}"')
+        return number, bool(known) and name != IMAGE
 
     def length(self, messages: Sequence[tuple[str, Sequence[Any]]]) -> int:
         """Tokens of a conversation whose images are given as (width, height): nothing is decoded."""
@@ -104,6 +125,7 @@ class OculiProcessor(ProcessorMixin):
         messages: Sequence[tuple[str, Sequence[str | Image.Image]]],
         add_generation_prompt: bool = False,
         continue_final_message: bool = False,
+        modality: str = IMAGE,
     ) -> Encoded:
         """A conversation of text and pictures to ids, labels and patches.
 
@@ -111,7 +133,12 @@ class OculiProcessor(ProcessorMixin):
             messages: (role, pieces) in order; a piece is a string or a PIL picture.
             add_generation_prompt: end with the opening of an assistant turn.
             continue_final_message: leave the last turn open.
+            modality: of what its pictures show, for a model with LoRA for several (VoRA, section 7).
+
+        Raises:
+            ValueError: see ``modality``; or a role that the chat template refuses.
         """
+        number, told = self.modality(modality)
         pixel_values: list[np.ndarray] = []
         grids: list[tuple[int, int]] = []
         pieces: list[tuple[str, list[str | ImageTokens]]] = []
@@ -127,7 +154,9 @@ class OculiProcessor(ProcessorMixin):
                 pieces[-1][1].append(ImageTokens(self.image_processor.tokens(grid)))
         ids, labels, spans = self.chat.encode(pieces, add_generation_prompt, continue_final_message)
         prompt_length = next((i for i, label in enumerate(labels) if label != -100), len(ids))
-        return Encoded(ids, labels, pixel_values, grids, prompt_length, spans)
+        return Encoded(
+            ids, labels, pixel_values, grids, prompt_length, spans, modality=number, told=told
+        )
 
     def collate(self, encoded: Sequence[Encoded]) -> BatchFeature:
         """Prompts to one left-padded batch for ``generate``: tensors as ``forward`` names them."""
@@ -135,13 +164,17 @@ class OculiProcessor(ProcessorMixin):
         pad = self.tokenizer.pad_token_id
         ids = torch.full((len(encoded), longest), pad, dtype=torch.long)
         mask = torch.zeros_like(ids)
-        prompt = torch.zeros_like(ids)
+        prompt, modality = torch.zeros_like(ids), torch.zeros_like(ids)
         for row, item in enumerate(encoded):
             start = longest - len(item.input_ids)
             ids[row, start:] = torch.tensor(item.input_ids)
             mask[row, start:] = 1
             prompt[row, start : start + item.prompt_length] = 1
+            for first, count in item.image_spans:
+                modality[row, start + first : start + first + count] = item.modality
         data = {"input_ids": ids, "attention_mask": mask, "prompt_mask": prompt}
+        if any(item.told for item in encoded):
+            data["modality_ids"] = modality
         patches = [image for item in encoded for image in item.pixel_values]
         if patches:
             data["pixel_values"] = torch.from_numpy(np.concatenate(patches))
@@ -162,8 +195,11 @@ class OculiProcessor(ProcessorMixin):
 
         With ``tokenize=False`` the result is one string, which cannot be safe: for looking only.
 
+        What is drawn as a picture, as a spectrogram, says so in its part, for a model with LoRA for it:
+        ``{"type": "image", "modality": "audio", "path": ...}``.
+
         Raises:
-            ValueError: a content part is neither text nor image.
+            ValueError: a content part is neither text nor image, or a conversation has two modalities.
         """
         if chat_template is not None:
             raise ValueError("set chat_template of the processor instead of passing it")
@@ -174,6 +210,7 @@ class OculiProcessor(ProcessorMixin):
                 [(m["role"], parse_content(m["content"])) for m in messages],
                 add_generation_prompt,
                 continue_final_message,
+                _modality(messages),
             )
             for messages in conversations
         ]
@@ -194,6 +231,7 @@ class OculiProcessor(ProcessorMixin):
         self,
         images: Any = None,
         text: str | Sequence[str] | None = None,
+        modality: str = IMAGE,
         **kwargs: Any,  # return_tensors, padding: the result is always padded tensors
     ) -> BatchFeature:
         """Raw strings with one ``<|image_pad|>`` per image, as transformers' processors take them.
@@ -205,16 +243,17 @@ class OculiProcessor(ProcessorMixin):
         Args:
             images: one, a list of all in the order of their tokens, or a list for each text.
             text: one or several.
+            modality: of all images, as for ``encode``.
 
         Raises:
             ValueError: image tokens and images differ in number, in all or in a text that has a list of
-                its own.
+                its own; or see ``modality``.
         """
         if text is None:
             raise ValueError("OculiProcessor needs text; for images alone call its image_processor")
         texts = [text] if isinstance(text, str) else list(text)
         queue = iter(_pictures(images, [item.count(IMAGE_TOKEN) for item in texts]))
-        opening = self.chat.opening()
+        opening, (number, told) = self.chat.opening(), self.modality(modality)
         encoded = []
         for item in texts:
             first, *rest = item.split(IMAGE_TOKEN)
@@ -229,7 +268,10 @@ class OculiProcessor(ProcessorMixin):
                 spans.append((len(ids), count))
                 ids += [self.image_token_id] * count
                 ids += self.tokenizer(part, add_special_tokens=False)["input_ids"]
-            encoded.append(Encoded(ids, [-100] * len(ids), patches, grids, len(ids), spans))
+            labels = [-100] * len(ids)
+            encoded.append(
+                Encoded(ids, labels, patches, grids, len(ids), spans, modality=number, told=told)
+            )
         return self.collate(encoded)
 
 
@@ -256,6 +298,17 @@ def parse_content(content: str | Sequence[dict[str, Any]]) -> list[str | Image.I
         else:
             raise ValueError(f'a content part of type "{kind}" is neither text nor image')
     return pieces
+
+
+def _modality(messages: Sequence[Any]) -> str:
+    """What the parts of a conversation say; raises ValueError where they say several."""
+    parts = [part for m in messages if not isinstance(m["content"], str) for part in m["content"]]
+    said = {part.get("modality", IMAGE) for part in parts if part.get("type") == "image"}
+    if len(said) > 1:
+        raise ValueError(
+            f"one conversation has pictures of {' and of '.join(sorted(map(str, said)))}"
+        )
+    return str(said.pop()) if said else IMAGE
 
 
 def _pictures(images: Any, wanted: Sequence[int]) -> list[Image.Image]:

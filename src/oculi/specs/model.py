@@ -169,6 +169,17 @@ class LoraSpec(Strict):
         False,
         description="on image tokens alone: text stays the LLM's to the bit, nothing is merged",
     )
+    modality: str = Field(
+        "image",
+        pattern=r"^[a-z_][a-z0-9_]*$",
+        description="of routed LoRA: what it acts on is pictures of this, as rows say",
+    )
+
+    @model_validator(mode="after")
+    def _is_told_apart(self) -> LoraSpec:
+        if self.modality != "image" and not self.routed:
+            raise ValueError("modality: only routed LoRA tells modalities apart; set routed=true")
+        return self
 
 
 def check_counts(kind: str, patches: int, tokens: int) -> None:

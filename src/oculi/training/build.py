@@ -19,7 +19,6 @@ from oculi.model import (
     OculiProcessor,
 )
 from oculi.model.lora import inject_lora
-from oculi.model.routed_oculi import IMAGE
 from oculi.recipe import ImageSpec, ModelSpec, PerceiverSpec, TowerSpec
 from oculi.training.start import check_start, start_folder
 from oculi.training.vision import mean_and_deviation, token_settings, vision_start
@@ -36,19 +35,29 @@ def build_processor(spec: ModelSpec) -> OculiProcessor:
         RecipeError: ``start`` is another model than the recipe says.
     """
     if spec.start is not None:
-        return recut(load_processor(check_start(spec)), spec.images)
+        begun = recut(load_processor(check_start(spec)), spec.images)
+        begun.image_processor.modalities = _modalities(spec, begun.image_processor.modalities)
+        return begun
     images = OculiImageProcessor(
         patch_size=spec.vision.patch_size,
         **spec.images.model_dump(),
         image_mean=mean_and_deviation(spec.vision)[0],
         compress=compress_config(spec),
         vision_tokens=token_settings(spec.vision),
+        modalities=_modalities(spec),
     )
     with readable(spec.llm):
         tokenizer = AutoTokenizer.from_pretrained(resolve(spec.llm))
         if not tokenizer("text", add_special_tokens=False)["input_ids"]:
             raise ValueError("it has no tokenizer")  # transformers makes up an empty one
         return OculiProcessor(images, tokenizer)
+
+
+def _modalities(spec: ModelSpec, there: list[str] | None = None) -> list[str] | None:
+    """Those with LoRA of their own: of the model that training begins with, and the recipe's."""
+    if spec.lora is None or not spec.lora.routed:
+        return there
+    return [*(there or []), spec.lora.modality]
 
 
 def compress_config(spec: ModelSpec) -> dict[str, Any] | None:
@@ -77,7 +86,7 @@ def recut(processor: OculiProcessor, images: ImageSpec) -> OculiProcessor:
     old = processor.image_processor
     cutter = OculiImageProcessor(
         patch_size=old.patch_size, **images.model_dump(), image_mean=tuple(old.image_mean),
-        compress=old.compress, vision_tokens=old.vision_tokens,
+        compress=old.compress, vision_tokens=old.vision_tokens, modalities=old.modalities,
     )  # fmt: skip
     return OculiProcessor(cutter, processor.tokenizer)
 
@@ -190,7 +199,7 @@ def add_routed_lora(model: OculiForConditionalGeneration, spec: ModelSpec, seed:
     if (lora := spec.lora) is not None and lora.routed:
         with _lora_of_recipe(seed):
             blocks = lora.blocks or len(model.blocks)
-            model.add_routed_lora(IMAGE, lora.rank, blocks, lora.targets)
+            model.add_routed_lora(lora.modality, lora.rank, blocks, lora.targets)
 
 
 @contextmanager
