@@ -83,7 +83,8 @@ def test_label_rows_are_counted_where_the_batch_is_made(batch: Batch) -> None:
     assert batch.labels_per_row == 2
     twice = {
         name: torch.cat([getattr(batch, name)] * 2)
-        for name in ("tokens_BT", "positions_BT", "segments_BT", "prompt_BT", "branches_BT")
+        for name in ("tokens_BT", *SHAPED)
+        if name != "images_BT"
     }
     images = torch.cat([batch.images_BT, torch.full((1, 8), -1)])
     rows = torch.tensor([3, 9, 5, 10, 13])

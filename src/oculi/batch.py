@@ -26,6 +26,11 @@ import torch
 from torch import Tensor
 
 
+_LIKE_TOKENS = (
+    "positions_BT", "segments_BT", "images_BT", "prompt_BT", "branches_BT", "modality_BT",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Batch:
     """One micro-batch, checked when it is made.
@@ -65,15 +70,7 @@ class Batch:
 
     def __post_init__(self) -> None:
         shape = self.tokens_BT.shape
-        each = (
-            "positions_BT",
-            "segments_BT",
-            "images_BT",
-            "prompt_BT",
-            "branches_BT",
-            "modality_BT",
-        )
-        for name in each:
+        for name in _LIKE_TOKENS:
             found = getattr(self, name)
             if found is not None and found.shape != shape:
                 raise ValueError(f"{name} is {tuple(found.shape)}, tokens {tuple(shape)}")
