@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
 _LIKE_TOKENS = (
     "positions_BT", "segments_BT", "images_BT", "prompt_BT", "branches_BT", "modality_BT",
 )  # fmt: skip
