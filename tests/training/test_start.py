@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers import Tiny, as_if_killed, exported, llava_data, losses, recipe_data, save_teacher
-from oculi.errors import CheckpointError, RecipeError
+from oculi.errors import CheckpointError, OculiError, RecipeError
 from oculi.export.exported import load_exported
 from oculi.export.hf import export
 from oculi.export.load import load_checkpoint
@@ -18,6 +18,7 @@ from oculi.plan.build import meta_model
 from oculi.recipe import Recipe, load, override, validate
 from oculi.recipes import find_recipe
 from oculi.recipes.flags import apply_flags
+from oculi.training import start
 from oculi.training.build import build_model, build_processor
 from oculi.training.run import train
 from oculi.training.start import begin_with
@@ -212,6 +213,42 @@ def test_what_is_no_start(finished: Path, tiny: Tiny, tmp_path: Path) -> None:
     (broken / "processor_config.json").write_text(json.dumps({"image_processor": {}}))
     with pytest.raises(CheckpointError, match="broken cannot be loaded"):
         begin_with(recipe, str(broken))
+
+
+@pytest.mark.parametrize(
+    "vision",
+    [
+        3,
+        [],
+        {"kind": ["x"]},
+        {"kind": "no"},
+        {"kind": "patch_embed", "grid": "x"},
+    ],
+)
+def test_a_folder_of_a_stranger(finished: Path, tmp_path: Path, vision: Any) -> None:
+    """One line, whatever its configuration says."""
+    folder = shutil.copytree(finished / "stages" / "1-finetune", tmp_path / "strange")
+    recipe = begin_with(find_recipe("finetune"), str(folder))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vision_config": vision}))
+    for attempt in (lambda: begin_with(recipe, str(folder)), lambda: build_processor(recipe.model)):
+        with pytest.raises(OculiError) as caught:
+            attempt()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_hub_id_stays_one(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it was downloaded to is another place on another machine."""
+    folder = finished / "stages" / "1-finetune"
+    monkeypatch.setattr(start, "resolve", {"me/mine": str(folder)}.__getitem__)
+    recipe = begin_with(find_recipe("finetune"), "me/mine")
+    assert (
+        recipe.model.start == recipe.model.llm == "me/mine" and str(folder) not in recipe.to_yaml()
+    )
+    processor = build_processor(recipe.model)
+    built = build_model(recipe.model, processor, 0).state_dict()
+    wanted = load_file(folder / "model.safetensors")
+    assert all(torch.equal(built[name], value) for name, value in wanted.items())
 
 
 def test_flags(finished: Path, tiny: Tiny) -> None:

@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from oculi.errors import CheckpointError, RecipeError
 from oculi.export.exported import exported_folder, kind_of
 from oculi.hub import readable, resolve
 from oculi.recipe import ModelSpec, PatchEmbedSpec, PerceiverSpec, Recipe, TowerSpec, validate
+from oculi.recipe_problems import first_problem
 from oculi.specs.model import TO_BE_GIVEN
 from oculi.training.folder import first_difference
 
@@ -33,10 +36,11 @@ def begin_with(recipe: Recipe, start: str) -> Recipe:
         RecipeError: the recipe does not fit it, as one that distils patch by patch and a model of
             compressed tokens.
     """
-    folder = start_folder(start)
-    model = _description(folder) | {
-        "llm": str(folder),
-        "start": str(folder),
+    # A hub id stays one: where it was downloaded to is this machine's.
+    name = str(start_folder(start)) if Path(start).is_dir() else start
+    model = _description(start_folder(start), name) | {
+        "llm": name,
+        "start": name,
         "attention": recipe.model.attention,
         "lora": recipe.model.lora and recipe.model.lora.model_dump(mode="json"),
     }
@@ -77,9 +81,16 @@ def check_start(spec: ModelSpec) -> Path:
     """
     assert spec.start is not None
     folder = start_folder(spec.start)
-    described = ModelSpec.model_validate(
-        {**spec.model_dump(mode="json"), **_description(folder), "images": spec.images}
-    )
+    own = {
+        **spec.model_dump(mode="json"),
+        **_description(folder, spec.start),
+        "images": spec.images,
+    }
+    try:
+        described = ModelSpec.model_validate(own)
+    except ValidationError as error:
+        said = first_problem(error, own, ModelSpec)
+        raise RecipeError(f"{spec.start} is no model that a recipe can describe: {said}") from None
     found, said = (_compared(one) for one in (described, spec))
     if changed := first_difference(found, said, "model"):
         raise RecipeError(
@@ -96,22 +107,29 @@ def _compared(spec: ModelSpec) -> dict[str, Any]:
     return content
 
 
-def _description(folder: Path) -> dict[str, Any]:
-    """What a recipe's ``model`` says of an exported folder; raises CheckpointError."""
-    with readable(str(folder)):
-        config, processor = (
-            json.loads((folder / name).read_text(encoding="utf-8"))
-            for name in ("config.json", "processor_config.json")
-        )
-        vision, images = config["vision_config"], processor["image_processor"]
-        taken = ("mode", "size", "min_patches", "max_patches")
-        fields = _VISION[vision["kind"]].model_fields
-        origin = {"init_from": str(folder)} if fields["init_from"].is_required() else {}
-        return {
-            "vision": {k: v for k, v in vision.items() if k in fields} | origin,
-            "images": {key: images[key] for key in taken},
-            "compress": config.get("compress_config"),
-            "fusion": config.get("fuse_config"),
-            "image_attention": config["image_attention"],
-            "dtype": "float32" if config.get("dtype") == "float32" else "bfloat16",
-        }
+def _description(folder: Path, name: str) -> dict[str, Any]:
+    """What a recipe's ``model`` says of an exported folder of this name; raises CheckpointError."""
+    try:
+        with readable(name):
+            return _read(folder, name)
+    except (AttributeError, TypeError) as error:  # JSON of other types than ours
+        raise CheckpointError(f"{name} cannot be loaded: {error}") from None
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    config, processor = (
+        json.loads((folder / name).read_text(encoding="utf-8"))
+        for name in ("config.json", "processor_config.json")
+    )
+    vision, images = config["vision_config"], processor["image_processor"]
+    taken = ("mode", "size", "min_patches", "max_patches")
+    fields = _VISION[vision["kind"]].model_fields
+    origin = {"init_from": name} if fields["init_from"].is_required() else {}
+    return {
+        "vision": {k: v for k, v in vision.items() if k in fields} | origin,
+        "images": {key: images[key] for key in taken},
+        "compress": config.get("compress_config"),
+        "fusion": config.get("fuse_config"),
+        "image_attention": config["image_attention"],
+        "dtype": "float32" if config.get("dtype") == "float32" else "bfloat16",
+    }
