@@ -89,8 +89,10 @@ def check_start(spec: ModelSpec) -> Path:
     try:
         described = ModelSpec.model_validate(own)
     except ValidationError as error:
-        said = first_problem(error, own, ModelSpec)
-        raise RecipeError(f"{spec.start} is no model that a recipe can describe: {said}") from None
+        problem = first_problem(error, own, ModelSpec)
+        raise RecipeError(
+            f"{spec.start} is no model that a recipe can describe: {problem}"
+        ) from None
     found, said = (_compared(one) for one in (described, spec))
     if changed := first_difference(found, said, "model"):
         raise RecipeError(
