@@ -116,7 +116,7 @@ def test_another_tower_in_its_place_is_refused(
     weights = load_file(other / "model.safetensors")
     weights[MOVED] = weights[MOVED] + 1e-3
     save_file(weights, other / "model.safetensors", {"format": "pt"})
-    said = rf"vision tower is not the one .*: vision\.tower\.{MOVED} differs.*vision\.init_from"
+    said = rf"vision part is not the one .*: vision\.tower\.{MOVED} differs.*vision\.init_from"
     with pytest.raises(CheckpointError, match=said):
         train(moved, copy, resume=True, quiet=True)
     with pytest.raises(CheckpointError, match=said):

@@ -58,7 +58,8 @@ def inject_lora(
         raise ValueError(
             'the LLM has routed LoRA: train that, by the glob "llm.*.lora_?" and model.lora=null'
         )
-    blocks = blocks or llm.config.num_hidden_layers
+    if blocks is None:
+        blocks = llm.config.num_hidden_layers
     check_targets(llm, blocks, targets)
     inject_adapter_in_model(lora_config(rank, blocks, targets), llm, adapter_name=ADAPTER)
 
