@@ -18,6 +18,7 @@ from oculi.eval.chat import Conversation
 from oculi.eval.evaluate import encode_question
 from oculi.eval.tasks import questions
 from oculi.export.exported import load_exported
+from oculi.export.load import load_checkpoint
 from oculi.recipe import Recipe, override, validate
 from oculi.recipes import find_recipe
 from oculi.training.run import train
@@ -101,6 +102,15 @@ def test_what_was_learnt_before_stays_to_the_bit(seeing: Path, both: Path) -> No
     assert all(torch.equal(weights[name], value) for name, value in others.items())
     moved = [value for name, value in weights.items() if "audio.lora_B" in name]
     assert moved and all(value.any() for value in moved)
+
+
+def test_a_checkpoint_has_the_new_lora(both: Path) -> None:
+    """It is in neither the model that training began with nor in what is merged."""
+    model, processor = load_checkpoint(both / "checkpoints" / "step-0000003")
+    wanted, _ = load_exported(both / "stages" / "0-finetune")
+    found = model.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in wanted.state_dict().items())
+    assert processor.image_processor.modalities == ["image", "audio"]
 
 
 def test_a_batch_of_both(both: Path) -> None:

@@ -56,10 +56,11 @@ def load_unmerged(path: Path, base: str | None = None) -> Unmerged:
     state, tensors = ckpt.load(step, verified=not given)
     origin = base or state.base
     folder = ckpt.stage_folder(run, origin) or Path(origin)
-    if kind_of(folder) == "oculi":
+    started = recipe.model.start is not None and ckpt.stage_folder(run, origin) is None
+    if kind_of(folder) == "oculi" and not started:
         model, processor = load_exported(folder)
-    else:
-        spec = recipe.model.model_copy(update={"llm": origin})
+    else:  # what the recipe begins with, and the routed LoRA that it adds
+        spec = recipe.model.model_copy(update={"start" if started else "llm": origin})
         try:
             processor = build_processor(spec)
         except CheckpointError as error:
@@ -69,7 +70,6 @@ def load_unmerged(path: Path, base: str | None = None) -> Unmerged:
             raise CheckpointError(f"{error}; {hint}") from None
         model = build_model(spec, processor, recipe.seed)
     processor = recut(processor, recipe.images_of(state.stage))
-    started = recipe.model.start is not None and ckpt.stage_folder(run, origin) is None
     ckpt.check_base(ckpt.base_hashes(model, started), state.base_tensors, origin)
     if state.lora:
         add_lora(model, recipe.model, recipe.seed)

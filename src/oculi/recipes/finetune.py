@@ -12,7 +12,8 @@ paper. A thousand steps are 128,000 and 64,000 samples; `--epochs 1` counts them
 
 from __future__ import annotations
 
-from oculi.recipe import FileSource, LoraSpec, ModelSpec, PatchEmbedSpec, Recipe, Stage
+from oculi.recipe import FileSource, LoraSpec, ModelSpec, PatchEmbedSpec, Recipe
+from oculi.recipes.llava import llava
 from oculi.specs.model import TO_BE_GIVEN
 
 # --start puts the model's own description in its place.
@@ -26,18 +27,14 @@ _ANY = ModelSpec(
 
 def finetune() -> Recipe:
     """All weights."""
-    stage = Stage(
-        name="finetune",
-        data=(FileSource(path="data/mine.json"),),
-        steps=1000,
-        batch=128,
-        length=2048,
-        micro_rows=4,
-        lr=2e-5,
-        warmup_steps=30,
-        schedule="cosine",
-        trainable={"*": None},
-        workers=8,
+    _, second = llava().stages
+    stage = second.model_copy(
+        update={
+            "data": (FileSource(path="data/mine.json"),),
+            "steps": 1000,
+            "warmup_steps": 30,
+            "trainable": {"*": None},
+        }
     )
     return Recipe(
         name="finetune",
