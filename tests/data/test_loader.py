@@ -321,3 +321,16 @@ def test_a_bug_is_no_mistake_in_the_input(processor: Any) -> None:
 
     with pytest.raises(KeyError, match="a bug"):
         list(make_loader(steps(processor, Broken(mixture())), 0, workers=0))
+
+
+def test_nor_is_one_in_the_encoding(processor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taken for a bad sample, it would leave out every row, and name the row for it."""
+
+    def broken(text: str) -> list[int]:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(processor.chat, "encode_text", broken)
+    made = steps(processor, mixture())
+    for work in (made.load, lambda step: encode_sample(mixture()[0], processor)):
+        with pytest.raises(ValueError, match="a bug"):
+            work(0)

@@ -53,6 +53,7 @@ CODE = {
     "compress_learned_oculi.py",
     "compress_oculi.py",
     "configuration_oculi.py",
+    "encoding_error_oculi.py",
     "fusion_oculi.py",
     "generation_oculi.py",
     "grids_oculi.py",

@@ -172,6 +172,9 @@ def test_answers_know_the_modality(both: Path, seeing: Path, rows: Path, tmp_pat
     )
     assert done.exit_code == 2 and 'LoRA for image, and none for "audio"' in done.stderr
     assert len(done.stderr.splitlines()) == 1
+    # Without its picture it is a question like any other.
+    blind = encode_question(replace(asked, modality="depth"), processor, blind=True)
+    assert (blind.modality, blind.told) == (0, False)
 
 
 def test_a_merged_model_is_told_nothing(finished: Path) -> None:
@@ -185,9 +188,10 @@ def test_mistakes(seeing: Path, rows: Path, tiny: Tiny, tmp_path: Path) -> None:
         beside(seeing, rows, "model.lora.routed=false")
     with pytest.raises(RecipeError, match=r"model.lora: .*image.* has routed LoRA already"):
         train(beside(seeing, rows, "model.lora.modality=image"), tmp_path / "a", quiet=True)
-    # Rows of a modality that the model has not are bad rows, named.
+    # Rows with pictures of a modality that the model has not are bad rows, named.
     only = override(
-        beside(seeing, rows), ["model.lora=null", "stages.0.trainable={'llm.*.lora_?': null}"]
+        beside(seeing, rows),
+        ["model.lora=null", "stages.0.trainable={'llm.*.lora_?': null}", "stages.0.steps=9"],
     )
     with pytest.raises(DataError, match='has LoRA for image, and none for "audio"'):
         train(only, tmp_path / "b", quiet=True)

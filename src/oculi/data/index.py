@@ -37,7 +37,7 @@ def sample_length(sample: Sample, processor: OculiProcessor) -> int:
     """
     try:
         return processor.length(pieces(sample.messages, sizes(sample.images)))
-    except (DataError, ValueError) as error:
+    except (DataError, processor.EncodingError) as error:
         raise RowError(str(error), sample.id, sample.source) from None
 
 

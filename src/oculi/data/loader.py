@@ -75,7 +75,7 @@ def encode_sample(
         else:
             talk = pieces(sample.messages, pictures)
             encoded = processor.encode(talk, modality=sample.modality)  # type: ignore[arg-type]
-    except ValueError as error:
+    except processor.EncodingError as error:
         raise RowError(str(error), sample.id, sample.source) from None
     if encoded.prompt_length == len(encoded.input_ids):
         raise RowError("no answer tokens to learn from", sample.id, sample.source)
@@ -263,7 +263,7 @@ class Steps(Dataset[list[Batch]]):
                 turns = [pieces(turn.messages, shown) for turn in side_by_side(sample)]
                 return length_of_branches(self.processor, turns)
             return self.processor.length(pieces(sample.messages, shown))
-        except (DataError, ValueError) as error:
+        except (DataError, self.processor.EncodingError) as error:
             raise RowError(str(error), sample.id, sample.source) from None
 
     def _rows(self, lengths: Mapping[int, int]) -> list[list[int]]:

@@ -164,7 +164,7 @@ class Job:
             tokens = self.processor.length(pieces(learnt.messages, images))
         except RowError as error:
             return BadRow(error.id or id, line, error.reason, path)
-        except (ImageError, ValueError) as error:  # ValueError: a text that no ids can spell
+        except (ImageError, self.processor.EncodingError) as error:
             return BadRow(id, line, str(error), path)
         if small := _small(images, self.plan.min_edge):
             return BadRow(id, line, small, path)

@@ -34,7 +34,7 @@ class Conversation:
         self.model, self.processor, self.modality = model, processor, modality
         try:
             processor.modality(modality)
-        except ValueError as error:
+        except processor.EncodingError as error:
             raise DataError(str(error)) from None
         self.max_new_tokens = max_new_tokens
         self._pictures = [ImageRef(path=path).load() for path in images]

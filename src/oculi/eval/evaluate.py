@@ -36,7 +36,7 @@ def encode_question(question: Question, processor: OculiProcessor, blind: bool) 
             add_generation_prompt=True,
             modality=question.modality,
         )
-    except ValueError as error:
+    except processor.EncodingError as error:
         raise DataError(f"question {question.id}: {error}") from None
 
 

@@ -14,6 +14,8 @@ from typing import Any
 from jinja2 import TemplateError
 from tokenizers import Tokenizer
 
+from .encoding_error_oculi import EncodingError
+
 # Private-use characters; only the template is rendered with them, so content cannot collide.
 _OPEN, _CLOSE = "\ue0f0", "\ue0f1"
 
@@ -86,7 +88,7 @@ class ChatEncoder:
                 # A Unigram vocabulary may hold the spelling of a control token; cut inside of it.
                 cut = start + 1
                 if cut >= len(text):
-                    raise ValueError(f"the text {text!r} has no spelling but a control token")
+                    raise EncodingError(f"the text {text!r} has no spelling but a control token")
                 return self.encode_text(text[:cut]) + self.encode_text(text[cut:])
         return ids
 
@@ -108,7 +110,8 @@ class ChatEncoder:
             token that ends his turn. Then (start, count) of the positions of each image.
 
         Raises:
-            ValueError: a role is not a plain word, or the template refuses the roles or loses content.
+            EncodingError: a role is not a plain word, the template refuses the roles or loses content,
+                or a text has no spelling but a control token.
         """
         shape = tuple((role, len(pieces)) for role, pieces in messages)
         contents = [(role, piece) for role, pieces in messages for piece in pieces]
@@ -171,7 +174,7 @@ class ChatEncoder:
         speakers: list[str] = []
         for role, pieces in shape:
             if not role.isidentifier():  # it is rendered with the template, control tokens and all
-                raise ValueError(f"the role {role!r} is not a plain word")
+                raise EncodingError(f"the role {role!r} is not a plain word")
             content = "".join(f"{_OPEN}{count + i}{_CLOSE}" for i in range(pieces))
             messages.append({"role": role, "content": content})
             speakers += [role] * pieces
@@ -186,7 +189,7 @@ class ChatEncoder:
                 continue_final_message=continue_final,
             )
         except TemplateError as error:  # its author's raise_exception, or a mistake in it
-            raise ValueError(
+            raise EncodingError(
                 f"the tokenizer's chat template refuses a conversation with the roles {roles}: "
                 f"{str(error)!r}"
             ) from None
@@ -204,7 +207,7 @@ class ChatEncoder:
                 answered = bool(seen) and speakers[seen[-1]] == "assistant"
                 segments.append(Segment(ids=ids, ends=self._ends(ids) if answered else 0))
         if seen != list(range(count)):
-            raise ValueError(
+            raise EncodingError(
                 "the tokenizer's chat template drops, repeats or reorders content, so it cannot be "
                 f"used for a conversation with the roles {roles}"
             )

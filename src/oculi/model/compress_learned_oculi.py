@@ -28,6 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .encoding_error_oculi import EncodingError
+
 Number = TypeVar("Number", int, Tensor)
 
 
@@ -69,13 +71,13 @@ class _Learned(nn.Module):
         """K, whatever the grid, as an integer or as an int64 tensor.
 
         Raises:
-            ValueError: the grid is given as integers, and has more patches than fit.
+            EncodingError: the grid is given as integers, and has more patches than fit.
         """
         check_counts(cls.kind, patches, tokens)
         if isinstance(rows, Tensor):
             return torch.full_like(rows, tokens)
         if rows * columns > patches:
-            raise ValueError(_too_many(int(rows), int(columns), patches))
+            raise _too_many(int(rows), int(columns), patches)
         return tokens
 
     def tokens_per_image(self, image_grids: Tensor) -> Tensor:
@@ -116,12 +118,12 @@ class _Learned(nn.Module):
             tokens [N * K, D], and None, as no token stands for a patch.
 
         Raises:
-            ValueError: an image has more than ``patches``.
+            EncodingError: an image has more than ``patches``.
         """
         grids = image_grids.tolist()
         for rows, columns in grids:
             if rows * columns > self.patches:
-                raise ValueError(_too_many(rows, columns, self.patches))
+                raise _too_many(rows, columns, self.patches)
         places_P = torch.tensor(
             [i * self.patches + j for i, (r, c) in enumerate(grids) for j in range(r * c)],
             dtype=torch.int64,
@@ -197,8 +199,8 @@ class MaxPoolCompressor(_Learned):
         return pooled.masked_fill(pooled == self.filled, 0.0)
 
 
-def _too_many(rows: int, columns: int, patches: int) -> str:
-    return (
+def _too_many(rows: int, columns: int, patches: int) -> EncodingError:
+    return EncodingError(
         f"a picture of {rows} x {columns} patches is more than the {patches} that the compressor takes: "
         f"lower images.max_patches to {patches}, or raise the compressor's patches"
     )

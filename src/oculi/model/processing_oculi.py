@@ -16,6 +16,7 @@ from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
 from .chat_oculi import ChatEncoder, ImageTokens
+from .encoding_error_oculi import EncodingError
 from .image_processing_oculi import OculiImageProcessor
 from .routed_oculi import IMAGE
 
@@ -56,7 +57,13 @@ class OculiProcessor(ProcessorMixin):
         tokenizer: the LLM's own, fast. ``<|image_pad|>`` is added to it when it is missing; the
             LLM's embedding table is not touched.
         chat_template: instead of the tokenizer's own.
+
+    Attributes:
+        EncodingError: what it raises for an input that the model cannot be given; here, so that who is
+            handed a processor can catch it without importing the model.
     """
+
+    EncodingError = EncodingError
 
     def __init__(
         self,
@@ -100,12 +107,12 @@ class OculiProcessor(ProcessorMixin):
         A model without LoRA for single modalities (as a merged one) is never told.
 
         Raises:
-            ValueError: the model has LoRA for others, and none for this one.
+            EncodingError: the model has LoRA for others, and none for this one.
         """
         known = self.image_processor.modalities or []
         number = known.index(name) + 1 if name in known else 0
         if known and not number and name != IMAGE:
-            raise ValueError(f'the model has LoRA for {", ".join(known)}, and none for "{name}"')
+            raise EncodingError(f'the model has LoRA for {", ".join(known)}, and none for "{name}"')
         return number, bool(known) and name != IMAGE
 
     def length(self, messages: Sequence[tuple[str, Sequence[Any]]]) -> int:
@@ -133,12 +140,13 @@ class OculiProcessor(ProcessorMixin):
             messages: (role, pieces) in order; a piece is a string or a PIL picture.
             add_generation_prompt: end with the opening of an assistant turn.
             continue_final_message: leave the last turn open.
-            modality: of what its pictures show, for a model with LoRA for several (VoRA, section 7).
+            modality: of what its pictures show, for a model with LoRA for several (VoRA, section 7);
+                without pictures it says nothing.
 
         Raises:
-            ValueError: see ``modality``; or a role that the chat template refuses.
+            EncodingError: see ``modality`` and ``ChatEncoder.encode``; or a picture has more patches
+                than the compressor takes.
         """
-        number, told = self.modality(modality)
         pixel_values: list[np.ndarray] = []
         grids: list[tuple[int, int]] = []
         pieces: list[tuple[str, list[str | ImageTokens]]] = []
@@ -154,6 +162,7 @@ class OculiProcessor(ProcessorMixin):
                 pieces[-1][1].append(ImageTokens(self.image_processor.tokens(grid)))
         ids, labels, spans = self.chat.encode(pieces, add_generation_prompt, continue_final_message)
         prompt_length = next((i for i, label in enumerate(labels) if label != -100), len(ids))
+        number, told = self.modality(modality) if spans else (0, False)
         return Encoded(
             ids, labels, pixel_values, grids, prompt_length, spans, modality=number, told=told
         )
