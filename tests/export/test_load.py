@@ -111,6 +111,32 @@ def test_weights_that_are_missing_are_not_made_up(run: Path) -> None:
         oculi.load(folder)
 
 
+@pytest.mark.parametrize(
+    ("field", "settings", "said"),
+    [
+        ("vision_config", {"kind": "tower"}, "vision_config: missing a required argument: 'tower'"),
+        ("vision_config", {"kind": ["x"]}, "vision_config: kind .* is none of patch_embed, tower"),
+        ("vision_config", [1], r"vision_config: \[1\] is no set of settings"),
+        ("compress_config", {"kind": "merge", "factor": 2, "size": 2}, "compress: .*'size'"),
+        ("fuse_config", {"layers": 1}, "fusion: missing a required argument: 'kind'"),
+        (
+            "routed_lora",
+            [{"modality": "image"}],
+            "routed_lora: missing a required argument: 'rank'",
+        ),
+    ],
+)
+def test_settings_of_another_version_are_named(
+    run: Path, field: str, settings: Any, said: str
+) -> None:
+    folder = run / "stages" / "1-finetune"
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, field: settings}))
+    with pytest.raises(CheckpointError, match=f"cannot be loaded: {said}") as caught:
+        oculi.load(folder)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("damage", ["cut", "gone", "config", "list", "tokenizer", "shape"])
 def test_a_damaged_folder_is_one_line(run: Path, damage: str) -> None:
     folder = run / "stages" / "1-finetune"

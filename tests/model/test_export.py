@@ -67,6 +67,7 @@ CODE = {
     "recompute_oculi.py",
     "routed_oculi.py",
     "rows_oculi.py",
+    "settings_oculi.py",
     "spans_oculi.py",
     "taps_oculi.py",
     "tower_oculi.py",

@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .compress_learned_oculi import ConvCompressor, MaxPoolCompressor, MlpCompressor
+from .settings_oculi import called, chosen
 
 Number = TypeVar("Number", int, Tensor)
 
@@ -169,14 +170,13 @@ def token_count(compress: dict[str, Any] | None, rows: Number, columns: Number) 
         rows, columns: of patches; integers, or int64 tensors.
 
     Raises:
-        ValueError: there is no such compressor, or it takes no picture of so many patches.
+        ValueError: there is no such compressor, or it takes no such settings.
+        EncodingError: it takes no picture of so many patches.
     """
     if compress is None:
         return rows * columns
-    settings = dict(compress)
-    if (kind := settings.pop("kind", None)) not in COMPRESSORS:
-        raise ValueError(f'compress: kind "{kind}" is none of {", ".join(COMPRESSORS)}')
-    found: Number = COMPRESSORS[kind].count(rows, columns, **settings)
+    compressor, settings = chosen("compress", COMPRESSORS, compress)
+    found: Number = called("compress", compressor.count, rows, columns, **settings)
     return found
 
 
@@ -185,5 +185,5 @@ def new_compressor(compress: dict[str, Any] | None, hidden_size: int) -> Any:
     if compress is None:
         return None
     token_count(compress, 1, 1)
-    settings = dict(compress)
-    return COMPRESSORS[settings.pop("kind")](hidden_size, **settings)
+    compressor, settings = chosen("compress", COMPRESSORS, compress)
+    return called("compress", compressor, hidden_size, **settings)

@@ -35,6 +35,7 @@ from transformers import PreTrainedConfig
 from .masks_oculi import MaskFunction, build_mask, mask_function
 from .patch_embed_oculi import RMSNorm
 from .rows_oculi import Give, keys_and_values
+from .settings_oculi import called
 from .spans_oculi import Spans, begins, key_spans, skipped
 from .wide_rows_oculi import Memory, WideRows
 
@@ -372,4 +373,4 @@ def _dtype(module: nn.Module) -> torch.dtype:
 
 def new_fusion(fusion: dict[str, Any] | None, llm: Any, block: nn.Module) -> Fusion | None:
     """The module that ``fuse_config`` names, None for none; raises ValueError as it does."""
-    return None if fusion is None else Fusion(block, llm.config, **fusion)
+    return None if fusion is None else called("fusion", Fusion, block, llm.config, **fusion)

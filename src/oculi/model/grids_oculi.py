@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .settings_oculi import called, chosen
+
 Grid = tuple[int, int]
 
 
@@ -62,14 +64,12 @@ def token_grid(settings: dict[str, Any] | None, rows: int, columns: int) -> Grid
         rows, columns: of the picture's patches.
 
     Raises:
-        ValueError: there is no such kind.
+        ValueError: there is no such kind, or it takes no such numbers.
     """
     if settings is None:
         return rows, columns
-    numbers = dict(settings)
-    if (kind := numbers.pop("kind", None)) not in TOKEN_GRIDS:
-        raise ValueError(f'vision_tokens: kind "{kind}" is none of {", ".join(TOKEN_GRIDS)}')
-    return TOKEN_GRIDS[kind](rows, columns, **numbers)
+    grid, numbers = chosen("vision_tokens", TOKEN_GRIDS, settings)
+    return called("vision_tokens", grid, rows, columns, **numbers)
 
 
 def token_grids(settings: dict[str, Any] | None, image_grids: Tensor) -> Tensor:

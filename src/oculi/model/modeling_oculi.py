@@ -26,6 +26,7 @@ from .patch_embed_oculi import PatchEmbed
 from .perceiver_oculi import Perceiver
 from .routed_oculi import Route, add_adapter
 from .rows_oculi import only_rows
+from .settings_oculi import called, chosen
 from .taps_oculi import VISION, Seen, tapping
 from .taps_oculi import Reducer as Reducer
 from .tower_oculi import VisionTower
@@ -90,7 +91,7 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
     def _build_routed_lora(self) -> None:
         self.route = Route()
         for entry in self.config.routed_lora:
-            add_adapter(self.llm, self.blocks, self.route, **entry)
+            called("routed_lora", add_adapter, self.llm, self.blocks, self.route, **entry)
 
     def add_routed_lora(
         self, modality: str, rank: int, blocks: int, targets: Sequence[str]
@@ -115,8 +116,8 @@ class OculiForConditionalGeneration(PreTrainedModel, OculiGenerationMixin):
         super()._set_gradient_checkpointing(enable, function, **kwargs)
 
     def _new_vision(self) -> Any:
-        arguments = dict(self.config.vision_config)
-        return VISION_PARTS[arguments.pop("kind")](self.width, **arguments)
+        part, settings = chosen("vision_config", VISION_PARTS, self.config.vision_config)
+        return called("vision_config", part, self.width, **settings)
 
     def _new_fusion(self) -> Any:
         settings = self.config.fuse_config
