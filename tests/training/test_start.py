@@ -13,7 +13,7 @@ from helpers import Tiny, as_if_killed, exported, llava_data, losses, recipe_dat
 from oculi.errors import CheckpointError, OculiError, RecipeError
 from oculi.export.exported import load_exported
 from oculi.export.hf import export
-from oculi.export.load import load_checkpoint
+from oculi.export.load import load_checkpoint, load_unmerged
 from oculi.plan.build import meta_model
 from oculi.recipe import Recipe, load, override, validate
 from oculi.recipes import find_recipe
@@ -149,6 +149,13 @@ def test_another_start_is_no_resume(finished: Path, tiny: Tiny, tmp_path: Path) 
     run = train(recipe, tmp_path / "run", quiet=True)
     shutil.rmtree(run / "stages")
     shutil.rmtree(run / "checkpoints" / "step-0000003")
+    moved = start.rename(tmp_path / "moved")
+    with pytest.raises(
+        CheckpointError, match=r"start is no folder.* this run began with; if it has"
+    ):
+        load_checkpoint(run)
+    assert load_unmerged(run, base=str(moved)).state.lora
+    moved.rename(start)
     weights = load_file(start / "model.safetensors")
     name = next(name for name in weights if name.startswith("vision."))
     save_file({**weights, name: weights[name] + 1}, start / "model.safetensors", {"format": "pt"})

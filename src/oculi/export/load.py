@@ -66,8 +66,10 @@ def load_unmerged(path: Path, base: str | None = None) -> Unmerged:
         except CheckpointError as error:
             if base is not None or origin not in str(error):  # or it is the tower that is missing
                 raise
-            hint = "it is the LLM of this run; if it has moved: oculi merge --base DIR"
-            raise CheckpointError(f"{error}; {hint}") from None
+            what = "what this run began with" if started else "the LLM of this run"
+            raise CheckpointError(
+                f"{error}; it is {what}; if it has moved: oculi merge --base DIR"
+            ) from None
         model = build_model(spec, processor, recipe.seed)
     processor = recut(processor, recipe.images_of(state.stage))
     ckpt.check_base(ckpt.base_hashes(model, started), state.base_tensors, origin)
