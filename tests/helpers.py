@@ -1,5 +1,6 @@
 """Tiny checkpoints on disk, data files and recipes for them: what tests of whole runs start from."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -288,3 +289,11 @@ def as_if_killed(finished: Path, copy: Path, last_checkpoint: int) -> Path:
     if last_checkpoint <= 3:
         shutil.rmtree(copy / "stages")
     return copy
+
+
+def reseal(checkpoint: Path) -> None:
+    """Let a checkpoint that was changed pass for whole, as the first version of manifests did."""
+    manifest = json.loads((checkpoint / "MANIFEST.json").read_text())
+    for name, entry in manifest["files"].items():
+        entry["sha256"] = hashlib.sha256((checkpoint / name).read_bytes()).hexdigest()
+    (checkpoint / "MANIFEST.json").write_text(json.dumps({"files": manifest["files"]}))

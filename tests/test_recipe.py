@@ -246,6 +246,15 @@ def test_rules_between_fields() -> None:
     assert "together they are at most 1" in both
     mutual = {"model.image_attention": "mutual", "stages.1.separate_turns": 0.5}
     assert "stages.1.separate_turns: under model.image_attention" in problem(mutual)
+    assert "there is none to learn from" in problem({"stages.0.objectives": []})
+    none = {"kind": "distill", "teacher": "a", "mode": "none"}
+    assert "there is none to learn from" in problem({"stages.0.objectives": [none]})
+    plain = problem({"stages.0.plain_turns": 0.5})
+    assert "plain_turns is a share of the turns that single_turns" in plain
+    parts = {"kind": "perceiver", "patch_size": 4, "init_from": "a"}
+    distils = {"model.vision": parts, "stages.0.objectives": [{"kind": "distill", "teacher": "a"}]}
+    assert 'of model.vision.kind "perceiver" no token stands for a patch' in problem(distils)
+    assert "of new parts" in problem({"model.start": "a", "model.init": "normal"})
     assert "occurs twice" in problem({"stages.0.objectives": [{"kind": "lm"}, {"kind": "lm"}]})
     assert "init_from" in problem({"model.vision": {"kind": "patch_embed", "patch_size": 4}})
     assert "max_patches" in problem({"model.images": {"min_patches": 9, "max_patches": 8}})
@@ -311,6 +320,7 @@ def test_what_is_printed_is_the_recipe(name: str, tmp_path: Path) -> None:
         ("name: x\nstages: []\n", "summary: Field required"),
         ("1: 2\nname: x", "summary: Field required"),
         ("a: !!python/object:os.system x", "is no YAML"),
+        ("name: 2024-13-01", "is no YAML: month must be in"),
     ],
 )
 def test_a_file_that_is_no_recipe(tmp_path: Path, text: str | None, said: str) -> None:
@@ -331,8 +341,13 @@ def test_numbers_that_yaml_reads_as_text(tmp_path: Path) -> None:
 
 
 PRIVATE = """
+from __future__ import annotations
+from dataclasses import dataclass
 from oculi.recipe import Recipe, Stage, validate
 from oculi.recipes import find_recipe
+@dataclass
+class Sizes:
+    rank: int = 4
 def mine():
     return find_recipe("vora")
 def typo():

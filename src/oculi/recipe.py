@@ -79,6 +79,14 @@ class ModelSpec(Strict):
     attention: Literal["sdpa", "eager", "blocked", "flex_attention"] = "sdpa"
 
     @model_validator(mode="after")
+    def _start_is_whole(self) -> ModelSpec:
+        if self.start is not None and self.init != "scaled":
+            raise ValueError(
+                f'init "{self.init}" is of new parts, and with start there are none: leave it out'
+            )
+        return self
+
+    @model_validator(mode="after")
     def _whole_patches(self) -> ModelSpec:
         check_patches(self.images, self.vision.patch_size, "images")
         check_places(self.compress, self.images, self.vision.patch_size, "images")
@@ -161,12 +169,21 @@ class Stage(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> Stage:
         kinds = [objective.kind for objective in self.objectives]
+        if not any(getattr(objective, "mode", "") != "none" for objective in self.objectives):
+            raise ValueError(
+                "objectives: there is none to learn from; name lm, distill or reconstruct"
+            )
         if len(set(kinds)) != len(kinds):
             raise ValueError(f"an objective occurs twice in {', '.join(kinds)}")
         if self.single_turns + self.separate_turns > 1:
             raise ValueError(
                 f"single_turns {self.single_turns} and separate_turns {self.separate_turns} are shares "
                 "of the same draws: together they are at most 1"
+            )
+        if self.plain_turns and not (self.single_turns or self.separate_turns):
+            raise ValueError(
+                "plain_turns is a share of the turns that single_turns and separate_turns part from the "
+                "others: set one of these"
             )
         if self.cognition is not None and not self.answers:
             raise ValueError(
@@ -254,14 +271,19 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _distils_per_patch(self) -> Recipe:
-        compress = self.model.compress
-        if compress is not None and not compress.patchwise:
-            for number, stage in enumerate(self.stages):
-                if any(isinstance(o, DistillSpec) and o.mode != "none" for o in stage.objectives):
-                    raise ValueError(
-                        f"stages.{number} distils patch by patch, but of model.compress.kind "
-                        f'"{compress.kind}" no token stands for a patch: use merge, or no distillation'
-                    )
+        part, compress = self.model.vision, self.model.compress
+        if isinstance(part, PerceiverSpec):
+            other = f'model.vision.kind "{part.kind}"'
+        elif compress is not None and not compress.patchwise:
+            other = f'model.compress.kind "{compress.kind}"'
+        else:
+            return self
+        for number, stage in enumerate(self.stages):
+            if any(isinstance(o, DistillSpec) and o.mode != "none" for o in stage.objectives):
+                raise ValueError(
+                    f"stages.{number} distils patch by patch, but of {other} no token stands for a "
+                    "patch: use another, or no distillation"
+                )
         return self
 
     def to_yaml(self) -> str:
@@ -287,7 +309,7 @@ def load(path: Path) -> Recipe:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot read the recipe {path}: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not
         raise RecipeError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise RecipeError(f"{path} holds no recipe: expected keys such as name, model and stages")

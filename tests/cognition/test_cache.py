@@ -84,6 +84,8 @@ def test_what_was_killed_goes_on(
         IndexCache(tmp_path / "codes", book)
     with pytest.raises(DataError, match="begun with another codebook"):
         write_codes(loads(), 7, Codebook(book.name, size=32), tmp_path / "codes")
+    with pytest.raises(DataError, match="begun with another codebook or data"):
+        write_codes(loads(), 7, book, tmp_path / "codes", data="others")
     asked.clear()
     assert write_codes(counted(-1), 7, book, tmp_path / "codes") == (5, [])
     assert asked == [4, 5, 6]

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import oculi
-from helpers import Drawn, Tiny, recipe_data, sample, save_llm
+from helpers import Drawn, Tiny, recipe_data, reseal, sample, save_llm
 from oculi.data.loader import collate, encode_sample
 from oculi.errors import CheckpointError, OculiError
 from oculi.export.load import load_unmerged
@@ -121,23 +121,12 @@ def test_a_base_that_is_gone_asks_for_it(pretrained: Path, tiny: Tiny, tmp_path:
     for name in ("recipe.yaml", "checkpoints/step-0000003/state.json"):
         file = pretrained / name
         file.write_text(file.read_text().replace(str(tiny.llm), str(gone)))
-    _reseal(pretrained / "checkpoints" / "step-0000003")
+    reseal(pretrained / "checkpoints" / "step-0000003")
     with pytest.raises(OculiError, match="--base") as caught:
         merge_run(pretrained, tmp_path / "out")
     assert str(gone) in str(caught.value) and "\n" not in str(caught.value)
     shutil.copytree(tiny.llm, moved)
     merge_run(pretrained, tmp_path / "out", base=str(moved))
-
-
-def _reseal(checkpoint: Path) -> None:
-    import hashlib
-    import json
-
-    manifest = json.loads((checkpoint / "MANIFEST.json").read_text())
-    for name, entry in manifest["files"].items():
-        entry["sha256"] = hashlib.sha256((checkpoint / name).read_bytes()).hexdigest()
-    # As the first version wrote it, without a sum of its own.
-    (checkpoint / "MANIFEST.json").write_text(json.dumps({"files": manifest["files"]}))
 
 
 def test_damage_is_found_before_anything_is_written(pretrained: Path, tmp_path: Path) -> None:

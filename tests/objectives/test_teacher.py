@@ -14,7 +14,7 @@ from torch import nn
 from helpers import PATCH, make_tower, save_teacher
 from oculi.errors import CheckpointError
 from oculi.model.patch_embed_oculi import CLIP_MEAN, CLIP_STD, PatchEmbed, unpatchify
-from oculi.objectives.teacher import Teacher, load_patch_embedding
+from oculi.objectives.teacher import Teacher, load_patch_embedding, normalisation
 from towers import HALF, TOWERS, cut, own_states, pixels
 
 
@@ -269,3 +269,27 @@ def test_in_bfloat16_its_states_point_the_same_way(family: str) -> None:
     for state, wanted in zip(found, exact, strict=True):
         assert state.dtype == torch.bfloat16
         assert torch.cosine_similarity(state.float(), wanted).min() > 0.99
+
+
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
+def test_pixels_are_normalised_as_the_checkpoint_says(tmp_path: Path, file: str) -> None:
+    """transformers 5 writes the second, with the image processor's settings inside."""
+    folder = save_teacher(tmp_path / "tower", "siglip2")
+    assert normalisation(str(folder)) == (CLIP_MEAN, CLIP_STD)
+    said: dict[str, Any] = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.3, 0.35]}
+    inside = {"image_processor": said} if file.startswith("processor") else said
+    (folder / file).write_text(json.dumps(inside))
+    assert normalisation(str(folder)) == ((0.5, 0.5, 0.5), (0.25, 0.3, 0.35))
+    for text in (
+        "{",
+        "[]",
+        '{"image_mean": 3}',
+        '{"image_mean": [1, 2]}',
+        '{"image_std": ["a", 1, 2]}',
+    ):
+        (folder / file).write_text(text)
+        if text == "[]":
+            assert normalisation(str(folder)) == (CLIP_MEAN, CLIP_STD)
+            continue
+        with pytest.raises(CheckpointError, match="tower cannot be loaded"):
+            normalisation(str(folder))

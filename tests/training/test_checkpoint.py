@@ -232,5 +232,5 @@ def test_a_moved_run_finds_its_stages(tmp_path: Path) -> None:
     stage.mkdir(parents=True)
     (stage / "config.json").write_text("{}")
     shutil.move(tmp_path / "run", tmp_path / "moved")
-    found = ckpt.stage_folder(tmp_path / "moved", "stages/0-a")
+    found = ckpt.stage_folder(tmp_path / "moved", "stages/0-a", "llm")
     assert found == tmp_path / "moved" / "stages" / "0-a"

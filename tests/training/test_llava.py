@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import oculi
-from helpers import Tiny, as_if_killed, exported, llava_data, losses, save_teacher
+from helpers import Tiny, as_if_killed, exported, llava_data, losses, reseal, save_teacher
 from oculi.cli import app
 from oculi.errors import CheckpointError
 from oculi.export.exported import load_exported
@@ -125,6 +126,36 @@ def test_another_tower_in_its_place_is_refused(
     with pytest.raises(CheckpointError, match=f"{other} is no folder") as caught:
         oculi.load(copy)
     assert "LLM" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", ["gone", "altered", "older"])
+def test_the_stage_before_is_as_it_was(
+    run: Path, recipe: Recipe, tmp_path: Path, change: str
+) -> None:
+    """The connector is in its folder alone: without a word, training went on with a new one."""
+    again = as_if_killed(run, tmp_path / "run", 5)
+    stage, step = again / "stages" / "0-pretrain", again / "checkpoints" / "step-0000005"
+    if change == "gone":
+        shutil.rmtree(stage)
+        said = "0-pretrain is gone, and the checkpoints after it"
+    elif change == "altered":
+        weights = load_file(stage / "model.safetensors")
+        name = next(name for name in weights if name.startswith("vision.connector"))
+        weights[name] = weights[name] + 1
+        save_file(weights, stage / "model.safetensors", {"format": "pt"})
+        said = f"stages/0-pretrain is not what this run has exported: {name} differs"
+    else:  # a checkpoint that has no sums of the connector
+        state = ckpt.load_state(step)
+        kept = {k: v for k, v in state.base_tensors.items() if "connector" not in k}
+        assert kept != state.base_tensors
+        (step / "state.json").write_text(json.dumps({**asdict(state), "base_tensors": kept}))
+        reseal(step)
+        train(recipe, again, resume=True, quiet=True)
+        assert losses(again) == losses(run)
+        return
+    for work in (lambda: train(recipe, again, resume=True, quiet=True), lambda: oculi.load(step)):
+        with pytest.raises(CheckpointError, match=said):
+            work()
 
 
 def test_there_is_nothing_to_merge(run: Path, tmp_path: Path) -> None:

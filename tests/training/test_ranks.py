@@ -56,6 +56,8 @@ def agree(found: Path, wanted: Path, rel: float = 1e-5, as_wholes: bool = False)
     for step, values in other.items():
         assert one[step][:-1] == pytest.approx(values[:-1], rel=rel), step
         assert one[step][-1] == pytest.approx(values[-1], rel=100 * rel), step
+    cut, same = (run / "stages/1-finetune/processor_config.json" for run in (found, wanted))
+    assert cut.read_text() == same.read_text()
     weights, reference = exported(found), exported(wanted)
     assert weights.keys() == reference.keys()
     for name, value in reference.items():
@@ -93,8 +95,16 @@ def test_two_ranks_equal_one(on_two: Path, finished: Path) -> None:
         {"stages.0.checkpointing": "full", "stages.1.checkpointing": "selective"},
         {"stages.0.merge_lora": False, "stages.1.trainable": {"llm.*.lora_?": None}},
         {"stages.0.batch": 3, "stages.0.pack_length": 512, "stages.1.batch": 1},
+        {"stages.1.images": {"mode": "native", "min_patches": 1, "max_patches": 9}},
     ],
-    ids=["data parallel", "muon", "checkpointing", "LoRA in two stages", "rank without a row"],
+    ids=[
+        "data parallel",
+        "muon",
+        "checkpointing",
+        "LoRA in two stages",
+        "rank without a row",
+        "other pictures",
+    ],
 )
 def test_they_agree_in_other_recipes(tiny: Tiny, tmp_path: Path, changes: dict[str, Any]) -> None:
     if changes.get("stages.0.merge_lora") is False:

@@ -1,6 +1,7 @@
 """A whole run: its folder, resuming it, what it refuses, and what stays untouched."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from helpers import (
 )
 from oculi.errors import CheckpointError, DataError, OculiError, RecipeError
 from oculi.export.exported import load_processor
-from oculi.export.load import load_unmerged
+from oculi.export.load import load_checkpoint, load_unmerged
 from oculi.recipe import EvalSpec, Recipe, load, override, validate
 from oculi.training import checkpoint as ckpt
 from oculi.training import loop
@@ -145,9 +146,12 @@ def test_a_second_trainer_is_refused(finished: Path, recipe: Recipe) -> None:
 def test_an_absolute_folder_as_base_can_be_resumed(finished: Path, tiny: Tiny) -> None:
     """``run / "/abs"`` is ``/abs``: the base LLM must not be taken for a stage of the run."""
     assert tiny.llm.is_absolute()
-    assert ckpt.stage_folder(finished, str(tiny.llm)) is None
-    assert ckpt.stage_folder(finished, "stages/0-pretrain") == finished / "stages" / "0-pretrain"
-    assert ckpt.stage_folder(finished, "testbed:llm") is None
+    found = {base: ckpt.stage_folder(finished, base, "") for base in (str(tiny.llm), "testbed:llm")}
+    assert list(found.values()) == [None, None]
+    stage = finished / "stages" / "0-pretrain"
+    assert ckpt.stage_folder(finished, "stages/0-pretrain", "") == stage
+    # The LLM of a recipe may lie in a folder of that name beside the caller.
+    assert ckpt.stage_folder(finished, "stages/llm", "stages/llm") is None
 
 
 def test_another_base_is_refused(
@@ -202,6 +206,8 @@ def test_after_a_mistake_the_folder_is_free(tiny: Tiny, tmp_path: Path) -> None:
     wrong = tiny_recipe(tiny, **{"stages.0.trainable": {"vison.*": None}})
     with pytest.raises(RecipeError, match="vison"):
         train(wrong, run, quiet=True)
+    # The names of what is trained are written before the first step, which may not be finite.
+    (run / "trainable-0-pretrain.txt").write_text("vision.x\n")
     right = override(tiny_recipe(tiny), ["stages.0.steps=1", "stages.1.steps=1"])
     train(right, run, quiet=True)
     assert load(run / "recipe.yaml") == right
@@ -236,6 +242,43 @@ def test_a_stage_may_cut_pictures_otherwise(
     long = {"stages.1.images": {"mode": "native", "min_patches": 600, "max_patches": 600}}
     with pytest.raises(DataError, match="are longer than 512 tokens"):
         train(tiny_recipe(tiny, **long), tmp_path / "long", quiet=True)
+
+
+def test_a_stage_may_have_another_teacher(tiny: Tiny, tmp_path: Path) -> None:
+    """Heads of another shape begin anew, and are those of a resume."""
+    narrow = save_teacher(tmp_path / "narrow", hidden_size=16)
+    distil = [{"kind": "lm"}, {"kind": "distill", "teacher": str(narrow)}]
+    trained = {"llm.*": None, "objectives.*": None}
+    recipe = tiny_recipe(
+        tiny, **{"stages.1.objectives": distil, "stages.1.trainable": trained, "stages.1.steps": 2}
+    )
+    run = train(recipe, tmp_path / "run", quiet=True)
+    heads = [
+        ckpt.load(run / "checkpoints" / f"step-{step:07d}")[1][
+            "objectives.distill.heads.0.1.weight"
+        ]
+        for step in (3, 5)
+    ]
+    assert [len(head) for head in heads] == [24, 16]
+    resumed = as_if_killed(run, tmp_path / "resumed", 4)
+    train(recipe, resumed, resume=True, quiet=True)
+    assert losses(resumed) == losses(run)
+
+
+def test_evaluations_of_files_of_one_name(tiny: Tiny, tmp_path: Path) -> None:
+    other = shutil.copytree(tiny.data.parent, tmp_path / "other") / tiny.data.name
+    evals = [{"task": str(task), "limit": n} for n, task in ((1, tiny.data), (2, other))]
+    recipe = tiny_recipe(tiny, **{"stages.0.steps": 1, "stages.1.steps": 1, "evals": evals})
+    run = train(recipe, tmp_path / "run", quiet=True)
+    for title, n in (("rows", 1), ("rows-2", 2), ("rows-2-blind", 2)):
+        result = json.loads((run / "evals" / f"finetune-{title}" / "result.json").read_text())
+        assert result["exact"]["n"] == n
+
+
+def test_attention_that_a_cpu_cannot_train_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = tiny_recipe(tiny, **{"model.attention": "flex_attention"})
+    with pytest.raises(RecipeError, match="flex_attention has no backward pass on a CPU; blocked"):
+        train(recipe, tmp_path / "run", quiet=True)
 
 
 def test_evaluations_of_every_stage(tiny: Tiny, tmp_path: Path) -> None:
@@ -296,6 +339,31 @@ def test_a_recipe_without_lora_and_in_bfloat16(bare: dict[str, Any], tmp_path: P
     assert {value.dtype for value in weights.values()} == {torch.bfloat16}
     saved = ckpt.load(run / "checkpoints" / "step-0000001")[1]
     assert {value.dtype for value in saved.values()} == {torch.float32}  # trained ones stay exact
+
+
+def test_a_part_of_the_llm_beside_lora_in_bfloat16(tiny: Tiny, tmp_path: Path) -> None:
+    """Norms in float32 and matrices in bfloat16: scored, merged, and opened from a checkpoint."""
+    some = {"llm.*.lora_?": None, "llm.*norm.weight": None}
+    changes = {
+        "model.dtype": "bfloat16", "stages.0.precision": "bfloat16", "stages.0.trainable": some,
+        "stages.0.objectives": [{"kind": "lm"}], "stages.0.merge_lora": False, "stages.1.steps": 1,
+        "stages.1.precision": "bfloat16", "stages.1.trainable": some, "stages.1.merge_lora": True,
+        "evals": [{"task": str(tiny.data), "limit": 2, "blind": False}],
+    }  # fmt: skip
+    run = train(tiny_recipe(tiny, **changes), tmp_path / "run", quiet=True)
+    assert {value.dtype for value in exported(run).values()} == {torch.bfloat16}
+    model, processor = load_checkpoint(run / "checkpoints" / "step-0000004")
+    batch = processor(text="How many?")
+    assert model(**batch).logits.isfinite().all()
+
+
+def test_a_stage_in_float32_of_a_model_in_bfloat16(tiny: Tiny, tmp_path: Path) -> None:
+    """With heads of distillation, and with a part of the LLM."""
+    run = train(tiny_recipe(tiny, **{"model.dtype": "bfloat16"}), tmp_path / "run", quiet=True)
+    assert {value.dtype for value in exported(run).values()} == {torch.bfloat16}
+    resumed = as_if_killed(run, tmp_path / "resumed", 2)
+    train(tiny_recipe(tiny, **{"model.dtype": "bfloat16"}), resumed, resume=True, quiet=True)
+    assert losses(resumed) == losses(run)
 
 
 def test_a_text_only_stage(bare: dict[str, Any], tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,22 @@ def test_a_signal_before_the_first_step_leaves_a_folder_that_starts_again(
     wait_for(tmp_path / "run", 1, pid)
     os.kill(pid, signal.SIGTERM)
     assert ended(pid, PATIENCE) == 75
+
+
+def test_a_signal_while_ranks_meet(
+    long_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from oculi.training import run as run_module
+
+    @contextmanager
+    def meeting() -> Iterator[Any]:
+        send(signal.SIGTERM)
+        yield
+
+    monkeypatch.setattr(run_module, "ranks_of_launcher", meeting)
+    with pytest.raises(Stopped, match="stopped by SIGTERM: nothing was saved yet") as caught:
+        train(long_recipe, tmp_path / "run", quiet=True)
+    assert caught.value.exit_code == 75
 
 
 def test_a_signal_while_a_stage_is_finished(

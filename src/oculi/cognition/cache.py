@@ -98,6 +98,7 @@ def write_codes(
     codebook: Codebook,
     folder: Path,
     *,
+    data: str = "",
     batch: int = 32,
     device: str = "cpu",
     on_progress: Progress | None = None,
@@ -106,6 +107,7 @@ def write_codes(
 
     Args:
         pictures: each loads one, in an order that is the same every time. total: how many there are.
+        data: says which pictures they are: what was begun with others is not gone on with.
         batch: pictures encoded at once. device: where.
 
     Returns:
@@ -115,7 +117,7 @@ def write_codes(
         DataError: the folder holds something else. CheckpointError: the encoder cannot be loaded.
     """
     parts, bad = folder / "parts", list[str]()
-    _begin(folder, codebook.fingerprint)
+    _begin(folder, f"{codebook.fingerprint} {data}")
     made: list[Path] = []
     for number, piece in enumerate(_pieces(pictures)):
         file = parts / f"{number:08}.npz"
@@ -147,15 +149,15 @@ def write_codes(
     return len(unique), bad
 
 
-def _begin(folder: Path, fingerprint: str) -> None:
-    """The folder for the pieces of one codebook; raises DataError."""
+def _begin(folder: Path, what: str) -> None:
+    """The folder for the pieces of one codebook and data; raises DataError."""
     mark = folder / "parts" / _MARK
     if (folder / CODES).exists():
         raise DataError(f"{folder} holds codebook indices already; choose another folder")
-    if mark.exists() and mark.read_text(encoding="utf-8") != fingerprint:
-        raise DataError(f"{folder} was begun with another codebook; choose another folder")
+    if mark.exists() and mark.read_text(encoding="utf-8") != what:
+        raise DataError(f"{folder} was begun with another codebook or data; choose another folder")
     mark.parent.mkdir(parents=True, exist_ok=True)
-    durable.write_text(mark, fingerprint)
+    durable.write_text(mark, what)
 
 
 def _pieces(

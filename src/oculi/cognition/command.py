@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,9 +49,10 @@ def codes(
     codebook = Codebook(vq, size, signed)
     total = sum(len(rows[number].images) for number in range(len(rows)))
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    data = json.dumps([[str(file.resolve()) for file in files], image_root, total])
     count, bad = write_codes(
         pictures(), total, codebook, out,
-        batch=batch, device=device, on_progress=progress("encoding pictures"),
+        data=data, batch=batch, device=device, on_progress=progress("encoding pictures"),
     )  # fmt: skip
     for line in bad:
         print(f"left out: {line}")

@@ -13,7 +13,7 @@ from oculi.model.lora import canonical_name
 from oculi.recipe import Recipe
 from oculi.recipe import load as load_recipe
 from oculi.training import checkpoint as ckpt
-from oculi.training.build import add_lora, build_model, build_processor, recut
+from oculi.training.build import DTYPES, add_lora, build_model, build_processor, cast, recut
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ def load_checkpoint(path: Path) -> tuple[OculiForConditionalGeneration, OculiPro
     if folder is not None:
         return load_exported(folder)
     unmerged = load_unmerged(path)
+    cast(unmerged.model, DTYPES[unmerged.recipe.model.dtype])  # what was trained is in float32
     return unmerged.model.eval(), unmerged.processor
 
 
@@ -55,9 +56,11 @@ def load_unmerged(path: Path, base: str | None = None) -> Unmerged:
     recipe = load_recipe(run / "recipe.yaml")
     state, tensors = ckpt.load(step, verified=not given)
     origin = base or state.base
-    folder = ckpt.stage_folder(run, origin) or Path(origin)
-    started = recipe.model.start is not None and ckpt.stage_folder(run, origin) is None
-    if kind_of(folder) == "oculi" and not started:
+    stage = None if base is not None else ckpt.stage_folder(run, origin, recipe.model.llm)
+    folder = stage or Path(origin)
+    started = recipe.model.start is not None and stage is None
+    whole = kind_of(folder) == "oculi"
+    if whole and not started:
         model, processor = load_exported(folder)
     else:  # what the recipe begins with, and the routed LoRA that it adds
         spec = recipe.model.model_copy(update={"start" if started else "llm": origin})
@@ -72,7 +75,7 @@ def load_unmerged(path: Path, base: str | None = None) -> Unmerged:
             ) from None
         model = build_model(spec, processor, recipe.seed)
     processor = recut(processor, recipe.images_of(state.stage))
-    ckpt.check_base(ckpt.base_hashes(model, started), state.base_tensors, origin)
+    ckpt.check_base(ckpt.base_hashes(model, whole), state.base_tensors, origin)
     if state.lora:
         add_lora(model, recipe.model, recipe.seed)
     own = {k: v for k, v in tensors.items() if not k.startswith("objectives.")}

@@ -13,6 +13,7 @@ from oculi.model import OculiForConditionalGeneration
 from oculi.model.lora import NOT_MERGED, merge_lora
 from oculi.recipe import Recipe
 from oculi.training.build import DTYPES, cast
+from oculi.training.precision import as_trained
 
 
 def merge_run(run: Path, out: Path, base: str | None = None) -> float:
@@ -53,13 +54,14 @@ def fold(model: OculiForConditionalGeneration, recipe: Recipe) -> float:
     """Merge LoRA in place, cast to the recipe's dtype; returns the largest change of a logit.
 
     The logits compared are those of 64 fixed token ids, before and after the fold, in the model's own
-    dtype; their difference is taken in float32.
+    dtype (before, under autocast if it has two); their difference is taken in float32.
     """
     model.eval()
     vocabulary = model.config.text_config.vocab_size
     ids = torch.arange(64, device=model.device)[None] * 7919 % vocabulary
     ids = ids.masked_fill(ids == model.config.image_token_id, 0)
-    before = model(input_ids=ids).logits.float()
+    with as_trained(model):
+        before = model(input_ids=ids).logits.float()
     merge_lora(model.llm)
     cast(model, DTYPES[recipe.model.dtype])
     return float((model(input_ids=ids).logits.float() - before).abs().max())

@@ -43,7 +43,7 @@ class Teacher(TowerReader):
         Raises:
             CheckpointError: it is of another class, or files are missing or damaged.
         """
-        return cls(load_tower(name), *normalisation(resolve(name)))
+        return cls(load_tower(name), *normalisation(name))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Its weights to a device and a dtype; its states are of that dtype."""
@@ -88,13 +88,31 @@ def _config(name: str) -> Any:
     return config
 
 
-def normalisation(path: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation from the checkpoint's ``preprocessor_config.json``, else CLIP's."""
-    file = Path(path) / "preprocessor_config.json"
-    if not file.exists():
-        return CLIP_MEAN, CLIP_STD
-    config = json.loads(file.read_text(encoding="utf-8"))
-    return tuple(config.get("image_mean", CLIP_MEAN)), tuple(config.get("image_std", CLIP_STD))
+def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of a checkpoint's pixels, by channel; CLIP's where it does not say.
+
+    They are in ``preprocessor_config.json``, or under ``image_processor`` in the
+    ``processor_config.json`` that transformers writes since its version 5.
+
+    Raises:
+        CheckpointError: there is none, or the file is damaged.
+    """
+    folder, config = Path(resolve(name)), {}
+    with readable(name):
+        for file in ("preprocessor_config.json", "processor_config.json"):
+            if (folder / file).exists():
+                config = json.loads((folder / file).read_text(encoding="utf-8"))
+                config = config.get("image_processor", config) if isinstance(config, dict) else {}
+                break
+        return _channels(config, "image_mean", CLIP_MEAN), _channels(config, "image_std", CLIP_STD)
+
+
+def _channels(config: dict[str, Any], key: str, default: tuple[float, ...]) -> tuple[float, ...]:
+    found = config.get(key) or default
+    numbers = isinstance(found, (list, tuple)) and all(isinstance(v, (int, float)) for v in found)
+    if not numbers or len(found) != len(default):
+        raise ValueError(f"{key} is {found!r}, not a number for each of {len(default)} channels")
+    return tuple(map(float, found))
 
 
 def load_patch_embedding(name: str) -> dict[str, Tensor]:

@@ -39,6 +39,7 @@ from oculi.training.build import (
 )
 from oculi.training.module import TrainModule, canonical_parameters, freeze, learning_rates
 from oculi.training.optim import muon_matrices
+from oculi.training.precision import compute_in
 from oculi.training.start import check_start
 from oculi.training.vision import check_perceiver, own_settings
 
@@ -84,6 +85,7 @@ def meta_stages(recipe: Recipe) -> Iterator[MetaStage]:
         rates = learning_rates(list(parameters), stage.trainable, stage.lr, f"{where}.trainable")
         muon = muon_matrices(parameters, list(rates), stage, f"{where}.muon")
         trained = freeze(module, rates)
+        compute_in(stage, model)
         module.place(torch.device("meta"), DTYPES[stage.precision], compiled=False)
         yield MetaStage(stage, module.train(), trained, frozenset(muon))
         if stage.merge_lora:

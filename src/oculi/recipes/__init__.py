@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,9 +81,10 @@ def find_recipe(name: str) -> Recipe:
 def _from_python(path: Path, function: str) -> Recipe:
     if not path.is_file():
         raise RecipeError(f"there is no file {path}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"_oculi_recipe_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     if not callable(getattr(module, function, None)):
         names = [n for n in vars(module) if callable(getattr(module, n)) and not n.startswith("_")]

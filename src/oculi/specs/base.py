@@ -1,4 +1,4 @@
-"""What every part of a recipe has in common: no unknown keys, no silent conversions."""
+"""What every part of a recipe has in common: no unknown keys, no NaN, no change in place."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Strict(BaseModel):
-    """A part of a recipe: no unknown keys, no silent conversions, immutable."""
+    """A part of a recipe: no unknown keys, no NaN, immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

@@ -45,7 +45,8 @@ class State:
         stage: number of the stage. step: steps done in it. total_steps: over all stages.
         lora: whether LoRA is in the model.
         base: folder or id that the tensors are changes to.
-        base_tensors: SHA-256 of every tensor of the base LLM and of a vision tower, by name.
+        base_tensors: SHA-256 of every tensor of the base LLM and of a vision tower, by name; of a base
+            that oculi has exported, of all of it (in older checkpoints of a second stage not).
         seconds: spent training so far.
         monitor: state of ``training.monitor.Monitor``; empty in checkpoints that are older than it.
     """
@@ -60,11 +61,26 @@ class State:
     monitor: dict[str, Any] = field(default_factory=dict)
 
 
-def stage_folder(run: Path, base: str) -> Path | None:
-    """The exported stage that a base names relative to its run, or None for any other base."""
+def stage_folder(run: Path, base: str, llm: str) -> Path | None:
+    """The exported stage that a base names relative to its run, or None for any other base.
+
+    Args:
+        llm: the recipe's, which may be a folder of such a name beside the caller.
+
+    Raises:
+        CheckpointError: it is a stage of the run, and is gone.
+    """
     folder = run / base
-    inside = Path(base).parts[:1] == ("stages",)
-    return folder if inside and (folder / "config.json").exists() else None
+    if Path(base).parts[:1] != ("stages",):
+        return None
+    if (folder / "config.json").exists():
+        return folder
+    if Path(base) == Path(llm):
+        return None
+    raise CheckpointError(
+        f"{folder} is gone, and the checkpoints after it hold only what has changed since: put it back, "
+        "or begin a new run"
+    )
 
 
 def tensor_hashes(module: nn.Module) -> dict[str, str]:
@@ -100,9 +116,18 @@ def base_hashes(model: OculiForConditionalGeneration, started: bool = False) -> 
 
 def check_base(found: Mapping[str, str], expected: Mapping[str, str], base: str) -> None:
     """Raises CheckpointError naming the first tensor in which two bases differ."""
+    stage = Path(base).parts[:1] == ("stages",)
+    parts = ("vision.", "compress.", "fusion.")
     for name in sorted(found.keys() | expected.keys()):
+        if stage and name not in expected and name.startswith(parts):
+            continue  # an older checkpoint
         if found.get(name) != expected.get(name):
-            if name.startswith(("vision.", "compress.", "fusion.")):
+            if stage:
+                raise CheckpointError(
+                    f"{base} is not what this run has exported: {name} differs. Put it back as it "
+                    "was, or begin a new run"
+                )
+            if name.startswith(parts):
                 raise CheckpointError(
                     f"the vision part is not the one that this run was trained on: {name} differs. "
                     "Put the original one where the recipe says (model.start, or vision.init_from)"

@@ -6,6 +6,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from oculi.training.log import BAD_SAMPLES, EVENTS, METRICS
 # What a run that failed before its first step has left; it may be started again in place.
 LEFT_BY_FAILURE = (
     "recipe.yaml", METRICS, EVENTS, BAD_SAMPLES, "report.html", "index", "tensorboard",
+    "trainable-*.txt",
 )  # fmt: skip
 # They may be another on a resume: what is learnt does not depend on them.
 FREE = ("shard", "keep_last", "keep_every")
@@ -44,7 +46,8 @@ def check_folder(out: Path, resume: bool) -> None:
     found = {name for name in found if not name.endswith(durable.PARTIAL)}
     metrics = out / METRICS
     stepped = metrics.exists() and metrics.stat().st_size > 0
-    if found and ("recipe.yaml" not in found or stepped or not found.issubset(LEFT_BY_FAILURE)):
+    ours = {name for name in found for left in LEFT_BY_FAILURE if fnmatchcase(name, left)}
+    if found and ("recipe.yaml" not in found or stepped or found != ours):
         raise RecipeError(f"{out} exists and is not empty: add --resume, or choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     durable.sync(out.parent)

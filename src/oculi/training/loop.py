@@ -297,7 +297,7 @@ class _Recorder:
         self.start, self.steps_before = start, steps_before
         self.waited = 0.0  # seconds for checkpoints since the last record
         self._began = self._last = time.monotonic()
-        self._done_at_last = start
+        self._done_at_last, self._tokens = start, 0  # tokens since the last record
 
     def samples(self, step: int, bad: Sequence[BadSample]) -> None:
         """Write down the samples that were left out; raises BadSamplesError."""
@@ -321,6 +321,7 @@ class _Recorder:
     def step(self, step: int, loaded: Loaded, result: StepResult, lr: float) -> None:
         """Log a step, and a loss that stands out."""
         stage, monitor, done = self.stage, self.monitor, step + 1
+        self._tokens += result.tokens
         if spike := monitor.spike(result.loss):
             own = [name for batch in loaded.batches for name in batch.sample_ids]
             ids = [name for its in self.ranks.gather(own) for name in its]
@@ -328,18 +329,19 @@ class _Recorder:
         if done % stage.log_every and done not in (self.start + 1, stage.steps):
             return
         now = time.monotonic()
-        pace = (done - self._done_at_last) * stage.batch / max(now - self._last, 1e-9)
+        seconds = max(now - self._last, 1e-9)
+        pace = (done - self._done_at_last) * stage.batch / seconds
         self.log.record(
             {
                 "stage": stage.name, "step": done, "steps": stage.steps, "loss": result.loss,
                 **{name: float(value) for name, value in result.losses.items()},
                 "objectives": list(result.losses), "lr": lr, "grad_norm": result.grad_norm,
                 "samples": done * stage.batch, "samples_per_second": pace,
-                "tokens_per_second": pace * result.tokens / stage.batch,
+                "tokens_per_second": self._tokens / seconds,
                 "useful_tokens": result.tokens / result.padded, "elapsed": now - self._began,
                 "save_wait": self.waited, "bad_samples": monitor.bad,
                 "skipped_steps": monitor.skipped,
             },
             self.steps_before + done,
         )  # fmt: skip
-        self._last, self._done_at_last, self.waited = now, done, 0.0
+        self._last, self._done_at_last, self._tokens, self.waited = now, done, 0, 0.0

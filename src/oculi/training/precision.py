@@ -7,7 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from oculi.model import OculiForConditionalGeneration
 from oculi.recipe import Stage
+from oculi.training.build import cast
 
 _SIDE = 512  # of the products that are timed: a millisecond or a few
 _SLOWER = 1.5  # what two timings of the same thing may differ by is less
@@ -18,6 +20,26 @@ def autocast(stage: Stage, device: torch.device) -> AbstractContextManager[objec
     if stage.precision == "bfloat16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
+
+
+def compute_in(stage: Stage, model: OculiForConditionalGeneration) -> None:
+    """Cast a model that is loaded in bfloat16, in place, for a stage that computes in float32.
+
+    There is no autocast then, and what is trained is in float32: its products with the rest would fail.
+    """
+    if stage.precision == "float32":
+        cast(model, torch.float32)
+
+
+def as_trained(model: OculiForConditionalGeneration) -> AbstractContextManager[object]:
+    """Autocast for a model between its stages, if a part of the LLM was trained and is in float32 alone.
+
+    With LoRA still to be merged it is cast by nobody; where only LoRA is, its layers see to it.
+    """
+    dtypes = {p.dtype for name, p in model.llm.named_parameters() if ".lora_" not in name}
+    if len(dtypes) == 1:
+        return nullcontext()
+    return torch.autocast(model.device.type, dtype=torch.bfloat16)
 
 
 def advice(stage: Stage, number: int, device: torch.device) -> str | None:

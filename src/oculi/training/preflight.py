@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from oculi.cognition.turns import cognition_of
 from oculi.data.index import check_lengths
+from oculi.errors import RecipeError
 from oculi.eval.tasks import open_task
 from oculi.model import OculiForConditionalGeneration, OculiProcessor
 from oculi.objectives import build_objectives
@@ -18,6 +21,14 @@ from oculi.recipe import Recipe
 from oculi.training.build import recut
 from oculi.training.module import TrainModule, canonical_parameters, learning_rates
 from oculi.training.optim import muon_matrices
+
+
+def check_device(recipe: Recipe, device: torch.device) -> None:
+    """Raises RecipeError for attention that cannot be trained there."""
+    if recipe.model.attention == "flex_attention" and device.type == "cpu":
+        raise RecipeError(
+            "model.attention: flex_attention has no backward pass on a CPU; blocked computes the same"
+        )
 
 
 def check_stages(

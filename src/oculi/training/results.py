@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from oculi.eval.tasks import open_task
 from oculi.model import OculiForConditionalGeneration, OculiProcessor
 from oculi.recipe import Recipe, Stage
 from oculi.training.log import RunLog
+from oculi.training.precision import as_trained
 
 SHARE = 0.01  # of the time, at most, goes into reports while a stage is trained
 
@@ -58,22 +59,33 @@ def score_stage(
 ) -> None:  # fmt: skip
     """Ask the model what the recipe's ``evals`` have for this stage, into ``out/evals/``."""
     last = stage.name == recipe.stages[-1].name
-    for spec in recipe.evals if stage.answers else ():
+    tasks = [open_task(spec.task) for spec in recipe.evals if stage.answers]
+    for spec, task, title in zip(recipe.evals, tasks, _titles(tasks), strict=False):
         if spec.only_at_end and not last:
             continue
-        task = open_task(spec.task)
         for blind in (False, True) if spec.blind else (False,):
-            name = f"{stage.name}-{task.name.replace(':', '-')}{'-blind' if blind else ''}"
+            name = f"{stage.name}-{title}{'-blind' if blind else ''}"
             try:
-                result = evaluate(
-                    model, processor, task, out / "evals" / name, blind=blind, limit=spec.limit,
-                    labels={"stage": stage.name, "checkpoint": str(out)},
-                )  # fmt: skip
+                with as_trained(model):
+                    result = evaluate(
+                        model, processor, task, out / "evals" / name, blind=blind, limit=spec.limit,
+                        labels={"stage": stage.name, "checkpoint": str(out)},
+                    )  # fmt: skip
             except DataError as error:  # a picture of a test must not end the training
                 log.warn(f"{task.name} is not scored after {stage.name}: {error}")
                 log.event("not scored", stage.name, stage.steps, what=str(error))
             else:
                 log.say(_said(task, stage, blind, result["exact"]))
+
+
+def _titles(tasks: Sequence[Task]) -> list[str]:
+    """Names of the folders that answers go into: files of one name in several folders are numbered."""
+    titles: list[str] = []
+    for task in tasks:
+        title = task.name.replace(":", "-")
+        alike = sum(1 for before in tasks[: len(titles)] if before.name == task.name)
+        titles.append(f"{title}-{alike + 1}" if alike else title)
+    return titles
 
 
 def _said(task: Task, stage: Stage, blind: bool, score: dict[str, float]) -> str:

@@ -41,8 +41,8 @@ from oculi.training.module import TrainModule, canonical_parameters, freeze, lea
 from oculi.training.monitor import Monitor
 from oculi.training.optim import make_optimizer
 from oculi.training.parallel import part_of, split, whole_on_cpu
-from oculi.training.precision import advice
-from oculi.training.preflight import check_stages
+from oculi.training.precision import advice, compute_in
+from oculi.training.preflight import check_device, check_stages
 from oculi.training.ranks import ALONE, ElsewhereError, Ranks, ranks_of_launcher
 from oculi.training.results import Reports, score_stage
 from oculi.training.saver import Saver
@@ -71,9 +71,11 @@ def train(recipe: Recipe, out: Path, resume: bool = False, quiet: bool = False) 
         NoUsableCheckpointError: there are checkpoints, and all are damaged.
         DataError, CheckpointError, LoaderError, NonFiniteError: see the parts.
     """
-    with Stopper() as stopper, ranks_of_launcher() as ranks, writable(out):
+    ranks = ALONE
+    with Stopper() as stopper:
         try:
-            _train(recipe, out, resume, quiet, stopper, ranks)
+            with ranks_of_launcher() as ranks, writable(out):
+                _train(recipe, out, resume, quiet, stopper, ranks)
         except Interrupt:
             last = ckpt.newest(out / "checkpoints")
             where = f"go on from {last} with --resume" if last else "nothing was saved yet"
@@ -88,6 +90,7 @@ def _train(
     recipe: Recipe, out: Path, resume: bool, quiet: bool, stopper: Stopper, ranks: Ranks
 ) -> None:
     part_of(recipe.shard, ranks.count)
+    check_device(recipe, ranks.device)
     ranks.first_does(lambda: check_folder(out, resume))
     with lock(out) if ranks.first else nullcontext():
         ranks.first_does(lambda: keep_recipe(recipe, out, resume))
@@ -208,6 +211,7 @@ class Run:
         rates = learning_rates(names, stage.trainable, stage.lr, where)
         freeze(module, rates)
         self._restore(module)
+        compute_in(stage, self.model)
         self.log.say(_summary(number, stage, module))
         if self.ranks.first and (line := advice(stage, number, self.device)):
             self.log.say(line)
@@ -262,6 +266,7 @@ class Run:
         self.carried = whole_on_cpu(self.carried)
         lora = has_lora(self.model)
         self._rebuild(self.base, lora)
+        self.processor = recut(self.processor, self.recipe.images_of(self.stage))
         self._restore(TrainModule(self.model, []))
         if self.ranks.first:
             self.model.to(self.device)
@@ -317,7 +322,7 @@ class Run:
 
     def _rebuild(self, base: str, lora: bool) -> None:
         """The model that changes are made to: an exported stage, or that of the recipe."""
-        if folder := ckpt.stage_folder(self.out, base):
+        if folder := ckpt.stage_folder(self.out, base, self.recipe.model.llm):
             self._from_folder(folder)
         else:
             self._new_model(lora)
@@ -326,13 +331,23 @@ class Run:
         self.model, self.processor = load_exported(folder)
         set_attention(self.model, self.recipe.model)
         self.base = str(folder.relative_to(self.out))
-        self.base_tensors = ckpt.base_hashes(self.model)
+        self.base_tensors = ckpt.base_hashes(self.model, started=True)
 
     def _restore(self, module: TrainModule) -> None:
-        """Tensors of a checkpoint or of the stage before; heads that this stage lacks are dropped."""
+        """Tensors of a checkpoint or of the stage before; heads that this stage lacks are dropped.
+
+        So are those of an objective that has other shapes here, as with another teacher.
+        """
         parameters = canonical_parameters(module)
+        other = {
+            _objective(k)
+            for k, v in self.carried.items()
+            if k in parameters and parameters[k].shape != v.shape and _objective(k)
+        }
         wanted = {
-            k: v for k, v in self.carried.items() if k in parameters or "objectives." not in k
+            k: v
+            for k, v in self.carried.items()
+            if not _objective(k) or (k in parameters and _objective(k) not in other)
         }
         ckpt.restore(parameters, wanted, self.out)
 
@@ -364,6 +379,12 @@ class Run:
 
     def _folder(self, number: int) -> Path:
         return self.out / "stages" / f"{number}-{self.recipe.stages[number].name}"
+
+
+def _objective(name: str) -> str:
+    """``objectives.distill.`` of a tensor that belongs to one, else nothing."""
+    parts = name.split(".", 2)
+    return f"{parts[0]}.{parts[1]}." if parts[0] == "objectives" else ""
 
 
 def _summary(number: int, stage: Stage, module: TrainModule) -> str:

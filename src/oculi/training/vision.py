@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from oculi.errors import RecipeError
-from oculi.hub import resolve
 from oculi.model.patch_embed_oculi import CLIP_MEAN, CLIP_STD
 from oculi.model.perceiver_oculi import tile_side, vision_tokens
 from oculi.objectives.teacher import (
@@ -59,7 +58,7 @@ def mean_and_deviation(spec: VisionSpec) -> tuple[tuple[float, ...], tuple[float
     """Of pixels, as the weights that start the vision part were trained with."""
     if spec.init_from is None:
         return CLIP_MEAN, CLIP_STD
-    return normalisation(resolve(spec.init_from))
+    return normalisation(spec.init_from)
 
 
 def token_settings(spec: VisionSpec) -> dict[str, Any] | None:
