@@ -192,15 +192,17 @@ def test_every_command_of_a_page_runs(page: Path, folder: Path) -> None:
         assert result.exit_code == 0, f"{page.name}: {shlex.join(words)}\n{result.output}"
 
 
-def test_the_example_in_python_runs(folder: Path) -> None:
-    """The README's pipeline, on what its commands before made."""
+def test_the_examples_in_python_run(folder: Path) -> None:
+    """The README's, one after the other, on what its commands before made."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     readme = ROOT / "README.md"
     train = next(words for words in commands(readme) if "runs/mine" in words and "train" in words)
     assert CliRunner().invoke(app, runnable(train)).exit_code == 0
-    (example,) = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
+    examples = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
+    assert len(examples) == 2
+    example = "".join(examples).replace("max_new_tokens=64", "max_new_tokens=3")
     example = example.replace("return_full_text=False", "return_full_text=False, max_new_tokens=3")
     exec(compile(example, str(readme), "exec"), {})
 

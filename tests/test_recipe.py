@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+import settings_page
 from golden_names import (
     COMMAND,
     compact,
@@ -297,6 +298,16 @@ def test_a_recipe_cannot_be_changed_in_place() -> None:
     recipe = validate(data(), "here")
     with pytest.raises(ValueError, match="frozen"):
         recipe.stages[0].lr = 1.0
+
+
+def test_the_page_of_settings_is_up_to_date() -> None:
+    """And every setting is described; written by: python tests/settings_page.py"""
+    text = settings_page.page()
+    assert settings_page.PAGE.read_text(encoding="utf-8") == text
+    assert not [
+        line for line in text.splitlines() if line.startswith("| `") and line.endswith("|  |")
+    ]
+    assert "| `stages` | several of [Stage](#stage) |" in text and "\n## Distill\n" in text
 
 
 @pytest.mark.parametrize("name", BUILTIN)

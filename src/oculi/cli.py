@@ -218,7 +218,7 @@ def _processor(
     return build_processor(apply_flags(find_recipe(recipe), llm=llm, teacher=teacher).model)
 
 
-@app.command(epilog="Example: oculi merge runs/first --out merged")
+@app.command(epilog="Example: oculi merge runs/first/checkpoints/step-0000500 --out merged")
 @one_line_errors
 def merge(
     run: Annotated[Path, typer.Argument(help="a run, or one of its checkpoints/step-N")],
@@ -238,7 +238,9 @@ def merge(
 @app.command("eval", epilog="Example: oculi eval runs/first --task playroom:1 --blind")
 @one_line_errors
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="a run or an exported folder")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="a run, its checkpoints/step-N, or an exported folder")
+    ],
     task: Annotated[
         str,
         typer.Option(
@@ -251,6 +253,7 @@ def evaluate(
         bool, typer.Option("--above-blind", help="ask both ways; exit 1 unless clearly above blind")
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="number of questions")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="questions asked at a time")] = 64,
     image_root: Annotated[str | None, typer.Option(help="where image paths start")] = None,
     max_new_tokens: Annotated[
         int | None,
@@ -269,7 +272,7 @@ def evaluate(
     model, processor = _open(checkpoint)
     results = evaluate_command(
         model, processor, checkpoint, questions, blind=blind, above_blind=above_blind,
-        limit=limit, max_new_tokens=max_new_tokens, out=out,
+        limit=limit, batch=batch, max_new_tokens=max_new_tokens, out=out,
         on_progress=progress("answering"),
     )  # fmt: skip
     print(json.dumps(results.to_dict(), indent=1) if as_json else "\n".join(results.lines()))
@@ -306,7 +309,9 @@ def compare(
 @app.command(epilog='Example: oculi chat runs/first --image cat.png "What is this?"')
 @one_line_errors
 def chat(
-    checkpoint: Annotated[Path, typer.Argument(help="a run or an exported folder")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="a run, its checkpoints/step-N, or an exported folder")
+    ],
     question: Annotated[str | None, typer.Argument(help="without one: a conversation")] = None,
     image: Annotated[list[Path] | None, typer.Option(help="picture; repeatable")] = None,
     modality: Annotated[

@@ -60,8 +60,8 @@ class ModelSpec(Strict):
         description="a model that oculi has exported: training begins with all of it. What it is, llm, "
         "vision, compress, fusion and image_attention say; oculi train --start fills them in",
     )
-    vision: VisionSpec
-    images: ImageSpec = ImageSpec()
+    vision: VisionSpec = Field(description="what pixels go through before the LLM")
+    images: ImageSpec = Field(ImageSpec(), description="how pictures are cut into patches")
     compress: CompressSpec | None = Field(
         None, description="what makes fewer tokens of the vision part's; None: a token a patch"
     )
@@ -73,10 +73,18 @@ class ModelSpec(Strict):
         description="of a tower's connector, compressor and cross fusion: what keeps the scale of what "
         "goes through, or a standard normal",
     )
-    lora: LoraSpec | None = None
-    image_attention: Literal["causal", "bidirectional", "mutual"] = "bidirectional"
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    attention: Literal["sdpa", "eager", "blocked", "flex_attention"] = "sdpa"
+    lora: LoraSpec | None = Field(None, description="in the LLM; None: none")
+    image_attention: Literal["causal", "bidirectional", "mutual"] = Field(
+        "bidirectional",
+        description="what an image's tokens see: those before, all of the image, or the prompt too",
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of weights, but of those that a stage trains: float32"
+    )
+    attention: Literal["sdpa", "eager", "blocked", "flex_attention"] = Field(
+        "sdpa",
+        description="the LLM's kernel in training; blocked for CPUs, flex_attention for GPUs",
+    )
 
     @model_validator(mode="after")
     def _start_is_whole(self) -> ModelSpec:
@@ -100,13 +108,15 @@ class Stage(Strict):
     glob matches is frozen, the last match wins, a glob that matches nothing is an error.
     """
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
-    data: tuple[SourceSpec, ...] = Field(min_length=1)
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9-]*$", description="of its folder; small letters, digits and -"
+    )
+    data: tuple[SourceSpec, ...] = Field(min_length=1, description="drawn from all, shuffled")
     images: ImageSpec | None = Field(
         None,
         description="how pictures are cut from this stage on; None: as before, first as the model's",
     )
-    steps: Count
+    steps: Count = Field(description="of the optimizer")
     batch: Count = Field(description="samples of one optimizer step, over all ranks")
     length: Int = Field(ge=8, description="longest sample in tokens, images included")
     pack_length: Count | None = Field(None, description="tokens of a packed row; None: length")
@@ -133,23 +143,33 @@ class Stage(Strict):
     cognition: CognitionSpec | None = Field(
         None, description="turns about colours and codes that are put into conversations"
     )
-    objectives: tuple[ObjectiveSpec, ...] = (LmSpec(),)
-    lr: Float = Field(gt=0)
-    trainable: dict[str, Rate | None] = Field(min_length=1)
-    warmup_steps: Int = Field(0, ge=0)
-    schedule: Literal["constant", "cosine"] = "constant"
-    weight_decay: Rate = 0.0
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    objectives: tuple[ObjectiveSpec, ...] = Field(
+        (LmSpec(),), description="whose weighted sum is the loss"
+    )
+    lr: Float = Field(gt=0, description="learning rate after warm-up")
+    trainable: dict[str, Rate | None] = Field(
+        min_length=1,
+        description="globs of parameter names to rates, None: lr. The last that matches counts, what "
+        "none matches is frozen; a run's trainable-N-STAGE.txt lists what is trained",
+    )
+    warmup_steps: Int = Field(0, ge=0, description="in which the rate rises linearly")
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="of the rate after that; cosine falls to 0"
+    )
+    weight_decay: Rate = Field(0.0, description="decoupled; of matrices alone")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="AdamW's")
     muon: tuple[str, ...] = Field(
         (), description="globs of trained matrices that Muon updates, AdamW the rest"
     )
-    clip: Float | None = Field(1.0, gt=0)
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    clip: Float | None = Field(1.0, gt=0, description="largest norm of the gradient; None: any")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="of products: autocast, or all in float32"
+    )
     checkpointing: Literal["none", "selective", "full"] = Field(
         "none", description="which activations are computed again instead of kept"
     )
     compile: bool = Field(True, description="torch.compile on an accelerator; never on a CPU")
-    workers: Int = Field(1, ge=0)
+    workers: Int = Field(1, ge=0, description="processes that make batches; 0: none")
     worker_timeout: Count = Field(
         300, description="seconds without a step's data after which loader workers count as hung"
     )
@@ -157,8 +177,8 @@ class Stage(Strict):
         "stop", description="what becomes of a step whose loss or gradient is NaN or infinite"
     )
     max_skips: Count = Field(3, description="steps in a row that non_finite=skip leaves out")
-    log_every: Count = 10
-    checkpoint_every: Count = 1000
+    log_every: Count = Field(10, description="steps between records in metrics.jsonl")
+    checkpoint_every: Count = Field(1000, description="steps; the last one is saved anyway")
     merge_lora: bool = Field(False, description="fold LoRA into the LLM when the stage is done")
 
     @property
@@ -195,21 +215,21 @@ class Stage(Strict):
 class EvalSpec(Strict):
     """A task to score at the end of every stage that learns to answer, or of the last one alone."""
 
-    task: str
-    limit: Count | None = None
-    blind: bool = True
+    task: str = Field(description="as of oculi eval --task: playroom:1, mme:PATH, a data file")
+    limit: Count | None = Field(None, description="the first so many questions; None: all")
+    blind: bool = Field(True, description="ask without the pictures as well")
     only_at_end: bool = Field(False, description="not after stages before the last")
 
 
 class Recipe(Strict):
     """Everything a run is: model, stages, evaluations."""
 
-    name: str
-    summary: str
-    seed: Int = Field(0, ge=0, lt=2**63)
-    model: ModelSpec
-    stages: tuple[Stage, ...] = Field(min_length=1)
-    evals: tuple[EvalSpec, ...] = ()
+    name: str = Field(description="of the recipe")
+    summary: str = Field(description="a line for oculi recipes and the model card")
+    seed: Int = Field(0, ge=0, lt=2**63, description="of new weights, order and noise")
+    model: ModelSpec = Field(description="what is trained")
+    stages: tuple[Stage, ...] = Field(min_length=1, description="one after the other")
+    evals: tuple[EvalSpec, ...] = Field((), description="what is asked after stages")
     shard: Count | None = Field(
         None,
         description="of several ranks, how many hold one copy of the model: None: all (FSDP), 1: each "

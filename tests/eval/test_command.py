@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from oculi import cli
 from oculi.eval import command
 from oculi.eval.command import Results, evaluate_command
 from oculi.eval.score import wilson
@@ -65,7 +67,7 @@ def measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
     def run(**settings: Any) -> tuple[Results, list[tuple[bool, Path]]]:
         defaults: dict[str, Any] = {
-            "blind": False, "above_blind": False, "limit": None,
+            "blind": False, "above_blind": False, "limit": None, "batch": 64,
             "max_new_tokens": 4, "out": None, "on_progress": None,
         }  # fmt: skip
         results = evaluate_command(
@@ -80,6 +82,21 @@ def test_seeing_alone(measure: Any, tmp_path: Path) -> None:
     results, calls = measure()
     folder = tmp_path / "model" / "evals" / "playroom-1"
     assert calls == [(False, folder)] and results.blind is None and results.folder == folder
+
+
+def test_so_many_questions_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def fake(*given: Any, **settings: Any) -> Any:
+        asked.append(settings["batch"])
+        return scored(90, 100, False)
+
+    monkeypatch.setattr(command, "evaluate", fake)
+    monkeypatch.setattr(cli, "_open", lambda checkpoint: (None, None))
+    arguments = ["eval", str(tmp_path), "--task", "playroom:1", "--out", str(tmp_path / "out")]
+    for more in ([], ["--batch", "2"]):
+        assert CliRunner().invoke(cli.app, [*arguments, *more]).exit_code == 0
+    assert asked == [64, 2]
 
 
 def test_blind_alone_says_where_its_answers_are(measure: Any, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from oculi.objectives import build_objectives
 from oculi.recipe import Recipe
 from oculi.training.build import DTYPES, add_lora, build_model, build_processor, cast
 from oculi.training.module import TrainModule, canonical_parameters, freeze, learning_rates
+from oculi.training.precision import compute_in
 
 __all__ = ["tiny"]
 
@@ -28,6 +29,7 @@ def built() -> Callable[..., TrainModule]:
             module = TrainModule(model, terms, stage.checkpointing)
             names = list(canonical_parameters(module))
             freeze(module, learning_rates(names, stage.trainable, stage.lr, "test"))
+            compute_in(stage, model)
             module.place(torch.device("cpu"), DTYPES[stage.precision])
             if number == last:
                 return module.train()

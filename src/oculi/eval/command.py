@@ -82,6 +82,7 @@ def evaluate_command(
     blind: bool,
     above_blind: bool,
     limit: int | None,
+    batch: int,
     max_new_tokens: int | None,
     out: Path | None,
     on_progress: Callable[[int, int], None] | None,
@@ -96,7 +97,7 @@ def evaluate_command(
     def run(without_images: bool) -> dict[str, Any]:
         return evaluate(
             model, processor, task, blind_folder if without_images else folder,
-            blind=without_images, limit=limit,
+            blind=without_images, limit=limit, batch=batch,
             max_new_tokens=max_new_tokens, on_progress=on_progress,
             labels={"checkpoint": str(checkpoint)},
         )  # fmt: skip

@@ -42,8 +42,8 @@ class CodesSpec(Strict):
 class CognitionSpec(Strict):
     """Turns about a picture's appearance and its codes, put into conversations at random places."""
 
-    pixels: PixelsSpec | None = None
-    codes: CodesSpec | None = None
+    pixels: PixelsSpec | None = Field(None, description="questions about colours; None: none")
+    codes: CodesSpec | None = Field(None, description="questions about codes; None: none")
 
     @model_validator(mode="after")
     def _asks_something(self) -> CognitionSpec:

@@ -33,10 +33,12 @@ class PlayroomSource(Strict):
     """Samples drawn by the program; see docs/testbed.md. Without a size it is the level's own."""
 
     kind: Literal["playroom"] = "playroom"
-    level: Int = Field(ge=1, le=5)
-    samples: Count
-    split: Literal["train", "test", "pairs"] = "train"
-    size: tuple[Count, Count] | None = None
+    level: Int = Field(ge=1, le=5, description="of difficulty; docs/testbed.md")
+    samples: Count = Field(description="how many there are")
+    split: Literal["train", "test", "pairs"] = Field(
+        "train", description="pairs: colours and shapes that are never together in train"
+    )
+    size: tuple[Count, Count] | None = Field(None, description="pixels; None: the level's own")
     kinds: tuple[str, ...] = Field((), description="of question, as existence; empty: all")
     questions: Count = Field(
         1,
@@ -54,8 +56,8 @@ class LanguageSource(Strict):
     """
 
     kind: Literal["language"] = "language"
-    samples: Count
-    split: Literal["train", "test"] = "train"
+    samples: Count = Field(description="how many there are")
+    split: Literal["train", "test"] = Field("train", description="which of them")
     weight: Weight = Field(1.0, description="as of a file")
     limit: Count | None = Field(None, description="as of a file")
     tag: str | None = Field(None, description="as of a file; dialogues have none")

@@ -136,17 +136,21 @@ CompressSpec = Annotated[MergeSpec | MlpSpec | ConvSpec | MaxPoolSpec, Field(dis
 class FusionSpec(Strict):
     """Text reads the uncompressed vision tokens (AuroraEdge-V, section 3.5)."""
 
-    kind: Literal["cross", "decoder", "combined"] = "combined"
+    kind: Literal["cross", "decoder", "combined"] = Field(
+        "combined", description="cross-attention, decoder blocks over both, or one after the other"
+    )
     layers: Count = Field(1, description="of each stack; the paper has one")
 
 
 class ImageSpec(Strict):
     """How pictures are cut; see ``OculiImageProcessor``."""
 
-    mode: Literal["native", "square"] = "native"
-    size: Count = 448
-    min_patches: Count = 4
-    max_patches: Count = 1024
+    mode: Literal["native", "square"] = Field(
+        "native", description="its own shape, or padded to a square"
+    )
+    size: Count = Field(448, description="of the square, in pixels")
+    min_patches: Count = Field(4, description="of a native picture; a smaller one is enlarged")
+    max_patches: Count = Field(1024, description="of a native picture; a larger one is scaled down")
 
     @model_validator(mode="after")
     def _limits_in_order(self) -> ImageSpec:
@@ -160,11 +164,12 @@ class ImageSpec(Strict):
 class LoraSpec(Strict):
     """Vision LoRA: rank and the first blocks that get it; no alpha (VoRA, section 3.1)."""
 
-    rank: Count
+    rank: Count = Field(description="of B A")
     blocks: Count | None = Field(None, description="the first so many; None: all of the LLM's")
-    targets: tuple[str, ...] = (
-        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
-    )  # fmt: skip
+    targets: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        description="names of the linear layers that get it",
+    )
     routed: bool = Field(
         False,
         description="on image tokens alone: text stays the LLM's to the bit, nothing is merged",

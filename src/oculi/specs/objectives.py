@@ -13,24 +13,29 @@ class LmSpec(Strict):
     """Cross-entropy on answer tokens (VoRA, equation 3)."""
 
     kind: Literal["lm"] = "lm"
-    weight: Rate = 1.0
+    weight: Rate = Field(1.0, description="in the loss")
 
 
 class DistillSpec(Strict):
     """Cosine alignment of vision tokens with a frozen ViT (VoRA, equations 1 and 2)."""
 
     kind: Literal["distill"] = "distill"
-    weight: Rate = 1.0
-    teacher: str
-    mode: Literal["none", "last", "block"] = "block"
-    align: Literal["output", "input", "released"] = "output"
+    weight: Rate = Field(1.0, description="in the loss")
+    teacher: str = Field(description="the ViT: AIMv2, CLIP or SigLIP 2; a folder or hub id")
+    mode: Literal["none", "last", "block"] = Field(
+        "block", description="which of its blocks: none, the last, every one"
+    )
+    align: Literal["output", "input", "released"] = Field(
+        "output",
+        description="outputs of both, inputs of both, or as the released code: input with output",
+    )
 
 
 class ReconstructSpec(Strict):
     """A latent diffusion model restores the picture from what the LLM reads (VLSA, equation 3)."""
 
     kind: Literal["reconstruct"] = "reconstruct"
-    weight: Rate = 1.0
+    weight: Rate = Field(1.0, description="in the loss")
     denoiser: str = Field(description="an SD3 transformer of diffusers; testbed:sd3 is shipped")
     vae: str = Field(description="the autoencoder of its latents; testbed:vae is shipped")
     size: Count = Field(
