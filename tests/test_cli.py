@@ -373,6 +373,12 @@ def test_testbed_sample(tmp_path: Path) -> None:
     works("testbed", "sample", "--split", "pairs", "--n", 1, "--out", tmp_path / "one.png")
     with Image.open(tmp_path / "one.png") as picture:
         assert picture.size == (84, 84)
+    works("testbed", "sample", "--n", 1, "--out", tmp_path / "new" / "one")
+    assert (tmp_path / "new" / "one.png").exists()
+    (tmp_path / "file").write_text("x")
+    done = invoke("testbed", "sample", "--n", 1, "--out", tmp_path / "file" / "one.png")
+    assert done.exit_code == 6 and "cannot be written" in done.stderr
+    assert invoke("testbed", "sample", "--n", 0, "--out", tmp_path / "b.png").exit_code == 2
     assert "no level 7" in fails("testbed", "sample", "--level", 7, "--out", tmp_path / "b.png")
 
 

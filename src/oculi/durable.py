@@ -24,7 +24,9 @@ PARTIAL, REMOVED = ".partial", ".removed"  # suffixes of what is not there yet, 
 observer: Callable[[str, Path | None, Path | None], None] | None = None
 
 _FULL = {errno.ENOSPC: "make room", errno.EDQUOT: "make room", errno.EFBIG: "raise the limit"}
-_CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG}
+_CLOSED = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG,
+}  # fmt: skip
 _IN_TEXT = re.compile(r"\(os error (\d+)\)")  # how safetensors hands on an errno
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,45 @@ def test_names_and_json_beside_pictures(tmp_path: Path) -> None:
     assert [(sample.id, sample.messages[1].text) for sample in FileSource(tmp_path)] == [
         ("0", "a cat"), ("2", "é"), ("5", "hi"), ("more/1", HOSTILE)
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("part", [{"type": "image"}, {"type": "image_url"}])
+def test_parts_of_messages_name_the_pictures_beside_them(
+    tmp_path: Path, packed: bool, part: dict[str, object]
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+
+    def names(*given: str) -> None:
+        key = str(part["type"])
+        pictures = [{**part, key: {"url": n} if key == "image_url" else n} for n in given]
+        asked = {"role": "user", "content": [*pictures, {"type": "text", "text": "q"}]}
+        talk = [asked, {"role": "assistant", "content": "a"}]
+        (folder / "1.json").write_text(json.dumps({"messages": talk, "text": None}))
+
+    (folder / "1.png").write_bytes(png(20, 6))
+    names("pictures/1.png")
+    place = folder
+    if packed:
+        place = tmp_path / "a.tar"
+        with tarfile.open(place, "w") as archive:
+            for name in ("1.json", "1.png"):
+                archive.add(folder / name, name)
+    (sample,) = FileSource(place)
+    assert [image.size() for image in sample.images] == [(20, 6)]
+    if not packed:
+        names("elsewhere.png")
+        bad = check([folder]).bad_rows[0]
+        assert 'no part of the messages names "1.png", which lies beside them' in bad.reason
+
+
+def test_a_text_beside_json_stands_for_one_that_is_null(tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(png(20, 6))
+    (tmp_path / "1.json").write_text(json.dumps({"text": None, "id": "one"}))
+    (tmp_path / "1.txt").write_text("a cat")
+    (sample,) = FileSource(tmp_path)
+    assert (sample.id, sample.messages[1].text) == ("one", "a cat")
 
 
 def test_every_bad_row_is_named(tmp_path: Path) -> None:

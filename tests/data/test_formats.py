@@ -267,6 +267,16 @@ def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
         source[0]
 
 
+def test_a_bad_row_does_not_say_what_the_others_are(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", {"prompt": "", "response": ""}, *[llava()] * 3)
+    found = list(FileScan(path))
+    assert [isinstance(one, BadRow) for one in found] == [True, False, False, False]
+    # But a file of bad rows alone is of their format.
+    path = write(tmp_path / "bad.jsonl", *[{"prompt": "", "response": ""}] * 2)
+    scan = FileScan(path)
+    assert len(list(scan)) == 2 and scan.form == "instruction"
+
+
 def test_prompts_without_an_answer_are_for_use_not_for_training(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", {"conversations": [{"from": "human", "value": "hi"}]})
     assert len(FileSource(path)) == 0

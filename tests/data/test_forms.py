@@ -172,6 +172,25 @@ def test_openai_parts_bring_their_pictures() -> None:
     ]  # fmt: skip
 
 
+def test_messages_may_have_a_system_prompt_beside_them() -> None:
+    asked = {"role": "user", "content": "q"}
+    talk = [asked, {"role": "assistant", "content": "a"}]
+    made = build({"system": "Be brief.", "messages": talk})
+    assert [(m.role, m.text) for m in made.messages] == [
+        ("system", "Be brief."), ("user", "q"), ("assistant", "a")
+    ]  # fmt: skip
+    own = [{"role": "system", "content": "Be long."}, *talk]
+    assert build({"system": "Be brief.", "messages": own}).messages[0].text == "Be long."
+    assert '"system" is a number' in reason({"system": 3, "messages": talk})
+
+
+@pytest.mark.parametrize("source", [{"image": "a.png"}, {}])
+def test_a_part_has_no_modality_of_its_own(source: Row) -> None:
+    part = {"type": "image", "modality": "audio", **source}
+    talk = [{"role": "user", "content": [part]}, {"role": "assistant", "content": "a"}]
+    assert 'part 1 has a "modality"; it is one of the whole row' in reason({"messages": talk})
+
+
 def test_parts_of_other_houses() -> None:
     qwen = chat([{"type": "image", "image": "a.png"}, {"type": "text", "text": "?"}], "a")
     assert first({"messages": qwen}) == (S(0), "?")
@@ -237,6 +256,8 @@ def test_cauldron_pictures_stand_before_the_first_question() -> None:
     assert [m.content for m in made.messages[1:]] == [("a",), ("more?",), (HOSTILE,)]
     assert [image.size() for image in made.images] == [(2, 3), (4, 5)]
     assert first({**row, "images": []}) == (HOSTILE,)
+    brief = build({**row, "system": "Be brief."})
+    assert brief.messages[0].text == "Be brief." and len(brief.messages) == 5
     assert 'turn 1 has no "assistant"' in reason({"texts": [{"user": "q"}]})
     assert "turn 1 is a string" in reason({"texts": ["q"]})
 

@@ -23,7 +23,7 @@ from oculi.data import measuring
 from oculi.data.formats import FileSource
 from oculi.data.index import check_lengths, processor_fingerprint, sample_length
 from oculi.data.prepare import prepare
-from oculi.data.prepared import PreparedRows
+from oculi.data.prepared import PreparedRows, read_manifest
 from oculi.data.sample import Sample
 from oculi.data.source import open_source, sizes
 from oculi.errors import DataError
@@ -366,6 +366,40 @@ def test_done_is_done_and_another_plan_is_refused(
     assert content(out) == before
     prepare([other], out, processor, overwrite=True)
     assert len(PreparedRows(out)) == 3
+
+
+@pytest.mark.parametrize("stop", range(1, 9))
+def test_one_that_was_stopped_while_it_cleared_goes_on(
+    processor: OculiProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    path, out = write_rows(tmp_path / "rows"), tmp_path / "out"
+    prepare([path], out, processor)
+    removed, real = 0, Path.unlink
+
+    def unlink(self: Path, missing_ok: bool = False) -> None:
+        nonlocal removed
+        if self.parent == out:
+            removed += 1
+            if removed == stop:
+                raise KeyboardInterrupt
+        real(self, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", unlink)
+        with pytest.raises(KeyboardInterrupt):
+            prepare([path], out, processor, max_length=500, overwrite=True)
+    prepare([path], out, processor, max_length=500, overwrite=True)
+    assert read_manifest(out).plan.max_length == 500 and len(PreparedRows(out))
+
+
+def test_a_kill_before_the_plan_has_its_name_is_gone_on_from(
+    processor: OculiProcessor, tmp_path: Path
+) -> None:
+    path, out = write_rows(tmp_path / "rows"), tmp_path / "out"
+    out.mkdir()
+    (out / ".oculi-preparing.json.17").write_text("{")
+    prepare([path], out, processor)
+    assert len(PreparedRows(out))
 
 
 def test_places_that_are_no_place_for_it(processor: OculiProcessor, tmp_path: Path) -> None:

@@ -81,14 +81,16 @@ class FileScan:
         self.asked = find_form(form) if form is not None else None
         self.tag, self.for_training = tag, for_training
         self.tags: set[str] = set()
-        self._seen: Form | None = None
+        self._first: Form | None = None  # of the first row that is of any, good or bad
+        self._seen: Form | None = None  # of the good rows, the one that says most
         self._left_out = False
         self._ids = array("q")
 
     @property
     def form(self) -> str | None:
         """The format asked for, or the one that says most of those recognised."""
-        return None if self._seen is None else (self.asked or self._seen).name
+        form = self._seen or self._first
+        return None if form is None else (self.asked or form).name
 
     @property
     def duplicates(self) -> int:
@@ -116,7 +118,7 @@ class FileScan:
                 first = first or f"{place}{found.reason}"
             if found is not None:
                 yield found
-        if self._seen is None and not self._left_out:
+        if self._first is None and not self._left_out:
             what = f"no row can be used; the first: {first}" if first else "the file has no rows"
             raise NoRows(f"{self.path}: {what if KNOWN in what else f'{what}; {KNOWN}'}")
 
@@ -135,18 +137,23 @@ class FileScan:
                     self._left_out = True
                     return None
             form = self.asked or recognise(row.row)
+            self._first = self._first or form
             self._agree(form)
             sample = build_sample(row.row, form, self.path, row.ref.line, self.root)
             sample.validate(for_training=self.for_training)
+            self._remember(form)
         except RowError as error:
             return BadRow(error.id or id, row.ref.line, error.reason, str(self.path))
         self._ids.append(hash(sample.id))
         return row.ref, sample
 
     def _agree(self, form: Form) -> None:
-        """Refuse a row of another family than the rows before; remember the form that says most."""
+        """Refuse a row of another family than the good rows before."""
         if self._seen is not None and form.family != self._seen.family:
             raise RowError(f"a row of the format {form.name} among rows of {self._seen.name}")
+
+    def _remember(self, form: Form) -> None:
+        """The form of those rows that says most; a bad one tells nothing of what the others are."""
         if self._seen is None or FORMS.index(form) < FORMS.index(self._seen):
             self._seen = form
 

@@ -143,7 +143,11 @@ def _vora(row: Row, root: Path) -> Built:
 
 
 def _messages(row: Row, root: Path) -> Built:
-    return chat_messages(row["messages"], row_pictures(row, root), root)
+    messages, images = chat_messages(row["messages"], row_pictures(row, root), root)
+    prompt = text(row.get("system", ""), '"system"')
+    if prompt and messages[0].role != "system":
+        messages = (Message("system", (prompt,)), *messages)
+    return messages, images
 
 
 def _by_url(row: Row) -> bool:
@@ -160,7 +164,7 @@ def _cauldron(row: Row, root: Path) -> Built:
         for key in ("user", "assistant"):
             said = text(field(turn, key, number), f'"{key}" of turn {number}')
             turns.append(("user" if key == "user" else "assistant", said))
-    return in_front(turns, images), images
+    return in_front(_with_system(row, turns), images), images
 
 
 # A question and its answer

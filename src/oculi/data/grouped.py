@@ -11,6 +11,7 @@ from typing import Final
 
 from oculi.data.container import MAX_ROW_BYTES, Row
 from oculi.data.content import first_twice, wrong
+from oculi.data.parts import has_sources, name_pictures
 from oculi.data.rows import decode_row
 from oculi.data.sample import ImageSource, RowError
 from oculi.errors import shown
@@ -47,8 +48,8 @@ def assemble(key: str, members: Sequence[Member]) -> Row:
     pictures = [member for member in members if member.suffix in PICTURES]
     said, meant = _one(members, TEXTS, key), _one(members, frozenset(("json",)), key)
     row = _decoded(meant) if meant else {}
-    if said:
-        row.setdefault("text", _text(said).strip())
+    if said and row.get("text") is None:
+        row["text"] = _text(said).strip()
     if not said and not meant:
         wrong(f"nothing says what {shown(names[0])} shows: no .txt, .caption or .json", key)
     if not pictures and not meant:
@@ -69,6 +70,8 @@ def _one(members: Sequence[Member], suffixes: frozenset[str], key: str) -> Membe
 
 
 def _with_pictures(row: Row, pictures: Sequence[Member]) -> Row:
+    if has_sources(row.get("messages")):
+        return _in_parts(row, pictures)
     given = [key for key in _KEYS if row.get(key) is not None]
     key = given[0] if given else "images" if len(pictures) > 1 else "image"
     listed = row.get(key)
@@ -85,6 +88,15 @@ def _with_pictures(row: Row, pictures: Sequence[Member]) -> Row:
     if key == "file_name":
         key = "image"
     return rest | {key: found if len(found) > 1 or isinstance(listed, list) else found[0]}
+
+
+def _in_parts(row: Row, pictures: Sequence[Member]) -> Row:
+    """The row of which parts of messages name the pictures themselves, as OpenAI's and Qwen's do."""
+    by_name = {member.name: member.picture for member in pictures}
+    messages, found = name_pictures(row["messages"], by_name)
+    if left := [name for name in by_name if name not in found]:
+        wrong(f"no part of the messages names {shown(left[0])}, which lies beside them")
+    return row | {"messages": messages}
 
 
 def _decoded(member: Member) -> Row:

@@ -8,7 +8,7 @@ picture, Qwen's {"type": "image", "image": FILE}, OpenAI's {"type": "image_url",
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,6 +59,32 @@ def has_sources(value: object) -> bool:
         for turn in value
         for part in _dicts(turn)
     )
+
+
+def name_pictures(value: object, by_name: Mapping[str, ImageSource]) -> tuple[object, set[str]]:
+    """Messages of which parts hold the pictures that they named, and which names those were.
+
+    Args:
+        by_name: pictures that lie beside the messages, by name without folders.
+    """
+    found: set[str] = set()
+
+    def named(part: object) -> object:
+        source = _source(part) if isinstance(part, dict) and part.get("type") in _IMAGE else None
+        name = source.rpartition("/")[2] if isinstance(source, str) else ""
+        if not isinstance(part, dict) or name not in by_name:
+            return part
+        found.add(name)
+        rest = {key: each for key, each in part.items() if key not in _SOURCES}
+        return rest | {"type": "image", "image": by_name[name]}
+
+    def turned(turn: object) -> object:
+        if not isinstance(turn, dict) or not isinstance(turn.get("content"), list):
+            return turn
+        return turn | {"content": [named(part) for part in turn["content"]]}
+
+    made = [turned(turn) for turn in value] if isinstance(value, list) else value
+    return made, found
 
 
 class _Images:
@@ -122,6 +148,8 @@ def _source(part: dict[str, Any]) -> object:
 
 
 def _show(part: dict[str, Any], at: str, images: _Images) -> None:
+    if part.get("modality") is not None:
+        wrong(f'{at} has a "modality"; it is one of the whole row, beside "messages"')
     source = _source(part)
     if source is not None:
         images.add(source, at)

@@ -49,9 +49,9 @@ if TYPE_CHECKING:
 
 QUARANTINE, REPORT = "quarantine.jsonl", "report.md"
 _PIECES = "parts"
-_OURS = (
-    *(PREPARED, PREPARING, QUARANTINE, REPORT, "report.json"),
+_OURS = (  # the two that say what the folder is go last
     *(f"{name}.npy" for name in ARRAYS),
+    *(QUARANTINE, REPORT, "report.json", PREPARED, PREPARING),
 )
 
 Progress = Callable[[int, int], None]
@@ -144,14 +144,16 @@ def _check_place(out: Path, plan: Plan) -> None:
                 f"{out}: lies in {file.path}, whose files are read; choose another --out"
             )
     found = {each.name for each in out.iterdir()} if out.is_dir() else set()
-    if found - {".lock"} and not found & {PREPARED, PREPARING}:
+    # A kill may have left the first file that is written, without its name.
+    found = {name for name in found if name != ".lock" and not name.startswith(f".{PREPARING}.")}
+    if found and not found & {PREPARED, PREPARING}:
         raise DataError(f"{out}: exists and is not empty; choose another --out")
 
 
 def _clear(out: Path) -> None:
+    shutil.rmtree(out / _PIECES, ignore_errors=True)
     for name in _OURS:
         (out / name).unlink(missing_ok=True)
-    shutil.rmtree(out / _PIECES, ignore_errors=True)
 
 
 def _finished(out: Path, plan: Plan) -> bool:
@@ -171,8 +173,8 @@ def _begin(out: Path, plan: Plan, processor: OculiProcessor) -> Job:
         except (OSError, ValidationError):
             raise DataError(f"{begun}: is damaged; add --overwrite to start anew") from None
         _compare(out, old, plan)
-    (out / _PIECES).mkdir(exist_ok=True)
     write(begun, lambda file: file.write(plan.model_dump_json(indent=1).encode()))
+    (out / _PIECES).mkdir(exist_ok=True)
     return Job(plan, out / _PIECES, processor)
 
 

@@ -38,14 +38,16 @@ def sample(
     split: Annotated[
         str, typer.Option(help="train or test; levels 1, 2 and 5 also have pairs")
     ] = "test",
-    n: Annotated[int, typer.Option(help="number of pictures")] = 32,
+    n: Annotated[int, typer.Option(min=1, help="number of pictures")] = 32,
 ) -> None:
     """Draw Playroom pictures with their questions, to look at."""
+    from oculi import durable
     from oculi.testbed import playroom
 
-    if n > 1:
-        print(playroom.sheet(level, split, n, out))
-        return
-    one = playroom.item(level, split, 0)  # one picture is written as it is, to be asked about
-    one.picture.load().save(out)
+    with durable.disk_errors(str(out)):
+        if n > 1:
+            print(playroom.sheet(level, split, n, out))
+            return
+        one = playroom.item(level, split, 0)  # one picture is written as it is, to be asked about
+        playroom.save(one.picture.load(), out)
     print(f"{one.question.text}\n-> {one.question.answer}")

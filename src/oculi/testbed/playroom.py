@@ -262,8 +262,14 @@ def sheet(level: int, split: str, n: int, out: Path, size: Size | None = None) -
         board.paste(one.picture.load(), (x, y + 10))
         pen.text((x, y - 2), str(index), fill=(255, 255, 255))
         lines += [f"{index} [{one.question.kind}] {one.question.text}", f"-> {one.question.answer}"]
-    picture = Path(out).with_suffix(".png")
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    board.save(picture)
+    picture = save(board, Path(out))
     picture.with_suffix(".txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return picture
+
+
+def save(picture: Image.Image, out: Path) -> Path:
+    """Write a PNG to `out` with the suffix .png, and return its path; folders are made as needed."""
+    path = out.with_suffix(".png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+    return path

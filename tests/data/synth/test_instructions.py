@@ -43,6 +43,8 @@ def test_texts_that_are_put_in_are_not_looked_through() -> None:
         update={"prompt": "{wording} It said: {text}", "wordings": ("x",)}
     )  # fmt: skip
     assert asked.ask("say {text}", "a {wording} {text}") == "say {text} It said: a {wording} {text}"
+    twice = asked.model_copy(update={"prompt": "{wording} Again: {wording}"})
+    assert twice.ask("say {wording}", "") == "say {wording} Again: say {wording}"
 
 
 MINE = """

@@ -204,6 +204,29 @@ def test_a_refusal_may_be_about_one_picture_or_about_all(server: Server, tmp_pat
     assert (summary.samples, summary.quarantined, summary.unanswered) == (9, 3, 0)
     reasons = {row["id"]: row["reason"] for row in rows(tmp_path / "out" / "quarantine.jsonl")}
     assert reasons["0030"] == "HTTP 400: no pictures, please" and reasons["0035"] == "HTTP 400: bad"
+    # Where others were answered before, it is about the new one.
+    write_pictures(folder, [50])
+    server.script[50] = [refuse]
+    summary = run(folder, server, tmp_path / "out", one)
+    assert (summary.samples, summary.quarantined, summary.unanswered) == (9, 4, 0)
+
+
+def test_what_pictures_show_stays_with_them(server: Server, tmp_path: Path) -> None:
+    write_pictures(tmp_path, [30])
+    row = {"image": "0030.png", "text": "old", "modality": "depth"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    run(tmp_path / "rows.jsonl", server, tmp_path / "out")
+    (made,) = FileSource(tmp_path / "out" / "samples.jsonl", tmp_path)
+    assert made.modality == "depth"
+
+
+def test_a_kill_before_the_plan_has_its_name_is_gone_on_from(
+    server: Server, tmp_path: Path
+) -> None:
+    folder = write_pictures(tmp_path / "p", [30])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "plan.json.partial").write_text("{")
+    assert run(folder, server, tmp_path / "out").samples == 1
 
 
 @pytest.mark.parametrize(
@@ -216,6 +239,10 @@ def test_a_refusal_may_be_about_one_picture_or_about_all(server: Server, tmp_pat
         (status(404, "no such model"), "HTTP 404: no such model; look at --endpoint"),
         (status(307, Location="https://elsewhere.invalid/"), "a redirect to https://elsewhere.inv"),
         (status(429, "spent", "insufficient_quota"), "the account is spent"),
+        (
+            status(400, "limit", "billing_hard_limit_reached"),
+            "HTTP 400: limit; the account is spent",
+        ),
         (status(429, Retry_After="86400"), "come back in 1440 minutes"),
     ],
 )

@@ -20,7 +20,9 @@ MAX_WAIT: Final = 600.0  # seconds; who is told to come back later than that is 
 _LONGEST_BACKOFF: Final = 60.0
 _AGAIN: Final = (408, 409, 425, 429)  # and everything from 500 on
 _THIS_ONE: Final = (400, 403, 413, 415, 422)  # says that a request is wrong, perhaps only this one
-_SPENT: Final = ("insufficient_quota", "billing_hard_limit_reached")
+_SPENT: Final = (  # under whatever status: OpenAI's come with 400, 403 and 429
+    "insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "account_deactivated",
+)  # fmt: skip
 _FILTERS: Final = ("content_filter", "content_policy_violation")
 _FIRST: Final = 5  # refused in a row before any answer: it is not the pictures
 _MAX_KEPT: Final = 100_000  # characters of a reply that is of no use
@@ -79,7 +81,7 @@ class Asker:
         self.requests = 0
         self._lock = threading.Lock()
         self._failures = 0  # pictures given up since the last answer
-        self._answered = False
+        self._answered = any(each.outcome == "ok" for each in records.entries.values())
         self._waiting: list[tuple[Item, Verdict]] = []
         self._dice = random.Random()
 
@@ -133,9 +135,13 @@ class Asker:
             except Unreachable as error:
                 reason = str(error)
             else:
-                if response.status == 200 or response.status in _THIS_ONE:
+                if response.status == 200:
                     return response
                 reason = self._reason(response)
+                if _code(response) in _SPENT:
+                    raise EndpointError(f"{self.endpoint.url}: {reason}; the account is spent")
+                if response.status in _THIS_ONE:
+                    return response
                 if response.status not in _AGAIN and response.status < 500:
                     raise EndpointError(f"{self.endpoint.url}: {reason}{_remedy(response)}")
                 wait = self._told(response, wait, reason)
@@ -149,8 +155,6 @@ class Asker:
 
     def _told(self, response: Response, wait: float, reason: str) -> float:
         """Seconds to wait as the server says, else `wait`; what one is told holds for all."""
-        if response.status == 429 and _code(response) in _SPENT:
-            raise EndpointError(f"{self.endpoint.url}: {reason}; the account is spent")
         told = response.retry_after(time.time())
         if told is not None and told > MAX_WAIT:
             raise EndpointError(
@@ -178,7 +182,8 @@ class Asker:
     def _enter(self, item: Item, verdict: Verdict) -> bool:
         """Record an answer and return whether to ask again.
 
-        Refusals wait for a first answer: before it they may be about the model or the request.
+        Refusals wait for a first answer, unless there are answers from before: without any they may be
+        about the model or the request.
         """
         with self._lock:
             if verdict.outcome == "refused" and not self._answered:

@@ -64,10 +64,9 @@ class Instruction(Strict):
 
     def ask(self, wording: str, text: str) -> str:
         """The prompt for one picture; `text` is what its row says."""
-        before, mark, after = self.prompt.partition("{wording}")
         # The texts put in are not looked through for marks.
-        parts = [part.replace("{text}", text) for part in (before, after)]
-        return (parts[0] + (wording + parts[1] if mark else "")).strip()
+        parts = [part.replace("{text}", text) for part in self.prompt.split("{wording}")]
+        return wording.join(parts).strip()
 
 
 class Instructions(Strict):

@@ -18,7 +18,7 @@ from oculi.data.forms import find_form
 from oculi.data.grouped import PICTURES
 from oculi.data.kinds import find_files
 from oculi.data.rowfile import common_root, picture_key
-from oculi.data.sample import ImageRef, ImageSource, Sample
+from oculi.data.sample import IMAGE, ImageRef, ImageSource, Sample
 from oculi.errors import DataError
 
 _QUALITY: Final = 92  # of the JPEG that is sent; letters stay sharp
@@ -35,6 +35,7 @@ class Item:
         question: of a row with one picture and one turn; else empty.
         text: the row's answers.
         place: file and line.
+        modality: of what the picture shows, as its row says.
     """
 
     key: str
@@ -43,6 +44,7 @@ class Item:
     question: str = ""
     text: str = ""
     place: str = ""
+    modality: str = IMAGE
 
 
 @dataclass
@@ -131,7 +133,7 @@ def _items(sample: Sample, place: str) -> Iterator[Item]:
     question = asked[0] if len(asked) == len(sample.images) == 1 else ""
     for number, image in enumerate(sample.images, start=1):
         id = sample.id if number == 1 else f"{sample.id}-{number}"
-        yield Item(picture_key(image), id, image, question, text, place)
+        yield Item(picture_key(image), id, image, question, text, place, sample.modality)
 
 
 def _paths(root: Path) -> Iterator[Path]:

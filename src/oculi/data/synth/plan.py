@@ -86,7 +86,8 @@ def check_plan(out: Path, plan: Plan) -> None:
     if out.exists() and not out.is_dir():
         raise DataError(f"{out}: is a file; choose another --out")
     if not file.exists():
-        if out.is_dir() and any(each.name != ".lock" for each in out.iterdir()):
+        ours = (".lock", PLAN + durable.PARTIAL)  # the second from a kill before it had its name
+        if out.is_dir() and any(each.name not in ours for each in out.iterdir()):
             raise DataError(f"{out}: exists and is not empty; choose another --out")
         return
     try:

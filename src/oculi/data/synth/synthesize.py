@@ -213,7 +213,7 @@ def _sample(item: Item, pairs: Pairs) -> Sample:
         shown: tuple[str | ImageSlot, ...] = (ImageSlot(0), *asked)
         messages.append(Message("user", (question,) if number else shown))
         messages.append(Message("assistant", (answer,)))
-    return Sample(item.id, tuple(messages), (item.image,), item.place)
+    return Sample(item.id, tuple(messages), (item.image,), item.place, modality=item.modality)
 
 
 def check_answered(summary: Summary) -> None:
