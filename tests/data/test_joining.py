@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from datafiles import HOSTILE, chat, png, write_json, write_parquet
 from oculi.cli import app
-from oculi.data import joining
+from oculi.data import joining, rowfile
 from oculi.data.formats import FileSource
 from oculi.data.joining import join
 from oculi.errors import DataError
@@ -154,6 +154,23 @@ def test_a_picture_that_cannot_be_written_costs_its_own_rows(tmp_path: Path, dat
     with pytest.raises(DataError, match=r"no row can be used; the first: .*none.jsonl:1: row"):
         join([none], tmp_path / "none-out.jsonl")
     assert not (tmp_path / "none-out.jsonl").exists()
+
+
+def test_a_picture_that_is_too_large_for_a_row_costs_its_own_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = [png(99, 99).ljust(500, b"\0"), png(7, 7)]
+    rows = [
+        {"id": f"{n}", "images": [data], "conversations": [
+            {"from": "human", "value": f"<image>{n}?"}, {"from": "gpt", "value": "x"}]}
+        for n, data in enumerate(large)
+    ]  # fmt: skip
+    file = write_parquet(tmp_path / "inside", rows)
+    monkeypatch.setattr(rowfile, "MAX_EMBEDDED", 400)
+    found = join([file], tmp_path / "out.jsonl")
+    assert talks(tmp_path / "out.jsonl") == [("1", ["1?", "x"])]
+    (bad,) = found.bad_rows
+    assert bad.id == "0" and "is too large to stand in a row" in bad.reason
 
 
 def test_rows_that_repeat_several_questions_are_found_in_their_conversation(tmp_path: Path) -> None:

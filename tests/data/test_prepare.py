@@ -388,6 +388,8 @@ def test_one_that_was_stopped_while_it_cleared_goes_on(
         patch.setattr(Path, "unlink", unlink)
         with pytest.raises(KeyboardInterrupt):
             prepare([path], out, processor, max_length=500, overwrite=True)
+    with pytest.raises(DataError, match="add --overwrite"):  # it is not what it was, either
+        prepare([path], out, processor)
     prepare([path], out, processor, max_length=500, overwrite=True)
     assert read_manifest(out).plan.max_length == 500 and len(PreparedRows(out))
 

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from datafiles import chat, png
+from datafiles import chat, data_url, png
 from oculi.cli import app
+from oculi.data import rowfile
 from oculi.data.formats import FileSource
 from oculi.data.review import _escaped, _unescaped
 from oculi.data.synth.records import Journal
@@ -125,6 +126,19 @@ def test_a_picture_that_cannot_be_written_is_in_nobodys_way(tmp_path: Path, data
     done = review(write_first(file), "r", options=("--keep-undecided",))
     assert kept(file).keys() == {"0", "2", "3"}
     assert "accepted 0, edited 0, rejected 1, undecided 3\n" in done.stdout
+
+
+def test_a_picture_that_is_too_large_for_a_row_is_left_out_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path, *TALKS[:3])
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[1]["images"] = [data_url(png().ljust(500, b"\0"))]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.setattr(rowfile, "MAX_EMBEDDED", 400)
+    done = review(file, "a", "a", "a")
+    assert kept(file).keys() == {"0", "2"} and "bad rows 1" in done.stdout
+    assert f'{file}:2: row "1": image "data:' in done.stderr and "is too large" in done.stderr
 
 
 def write_first(file: Path) -> Path:

@@ -290,3 +290,6 @@ def test_sheet_writes_picture_and_text(tmp_path: Path) -> None:
     assert picture.suffix == ".png" and picture.stat().st_size > 1000
     text = picture.with_suffix(".txt").read_text(encoding="utf-8")
     assert text.startswith("0 [") and text.count("->") == 9
+    for place in (".", "/"):
+        with pytest.raises(DataError, match="is a folder; name a PNG file in it"):
+            playroom.save(playroom.item(1, "test", 0).picture.load(), Path(place))

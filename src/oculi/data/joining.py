@@ -21,7 +21,7 @@ from oculi.data.formats import BadRow, FileSource
 from oculi.data.images import ImageError
 from oculi.data.kinds import find_files
 from oculi.data.rowfile import (
-    check_picture,
+    check_pictures,
     common_root,
     picture_key,
     remarks,
@@ -168,8 +168,7 @@ def _group(
         if on_progress is not None and (number % 256 == 0 or number + 1 == len(rows)):
             on_progress(number + 1, len(rows))
         try:
-            for image in sample.images:
-                check_picture(image)
+            check_pictures(sample.images)
             key = _key(sample, source.row(own))
         except ImageError as error:
             file, _, line = sample.source.rpartition(":")

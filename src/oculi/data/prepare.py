@@ -49,9 +49,9 @@ if TYPE_CHECKING:
 
 QUARANTINE, REPORT = "quarantine.jsonl", "report.md"
 _PIECES = "parts"
-_OURS = (  # the two that say what the folder is go last
+_OURS = (  # the one that says what the folder is goes last
     *(f"{name}.npy" for name in ARRAYS),
-    *(QUARANTINE, REPORT, "report.json", PREPARED, PREPARING),
+    *(QUARANTINE, REPORT, "report.json", PREPARING),
 )
 
 Progress = Callable[[int, int], None]
@@ -152,6 +152,9 @@ def _check_place(out: Path, plan: Plan) -> None:
 
 def _clear(out: Path) -> None:
     shutil.rmtree(out / _PIECES, ignore_errors=True)
+    if is_prepared(out):
+        # Not finished any more, but still ours; it holds no plan, so that nothing goes on from it.
+        (out / PREPARED).replace(out / PREPARING)
     for name in _OURS:
         (out / name).unlink(missing_ok=True)
 

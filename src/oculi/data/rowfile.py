@@ -11,9 +11,9 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from oculi import durable
 from oculi.data.container import MAX_ROW_BYTES, Row
@@ -22,6 +22,12 @@ from oculi.data.images import NO_IMAGE, ImageError, image_bytes
 from oculi.data.sample import IMAGE, ImageRef, ImageSource, Message, Sample
 from oculi.errors import DataError
 
+# Bytes of a row's pictures that are no files: base64 makes them a third longer, and there are texts.
+MAX_EMBEDDED: Final = (MAX_ROW_BYTES - 2**20) // 4 * 3
+TOO_LARGE: Final = (  # completes the sentence `image "x.png" ...`
+    f"is too large to stand in a row, whose pictures may take {MAX_EMBEDDED // 2**20} MiB; give it a "
+    "file of its own"
+)
 _TAGS = ("stage", "stages")
 _TYPES = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
 
@@ -44,32 +50,51 @@ def picture_key(image: ImageSource) -> str:
         DataError: the bytes cannot be had.
     """
     name = picture_name(image)
-    seen = f"file {name}".encode("utf-8", "surrogateescape") if name is not None else _bytes(image)
+    if name is None:
+        return picture_digest(image)
+    return _hash(f"file {name}".encode("utf-8", "surrogateescape"))
+
+
+def picture_digest(image: ImageSource) -> str:
+    """What tells a picture's bytes from others; raises DataError where they cannot be had."""
+    return _hash(_bytes(image))
+
+
+def picture_values(images: Sequence[ImageSource]) -> list[str]:
+    """A row's pictures as it names them: paths or data URLs; raises DataError."""
+    return [
+        found
+        if isinstance(found, str)
+        else f"data:image/{found[0]};base64,{base64.b64encode(found[1]).decode()}"
+        for found in _contents(images)
+    ]
+
+
+def check_pictures(images: Sequence[ImageSource]) -> None:
+    """Raise the DataError that `picture_values` would, at less cost."""
+    for _ in _contents(images):
+        pass
+
+
+def _contents(images: Sequence[ImageSource]) -> Iterator[str | tuple[str, bytes]]:
+    """The name of each picture, or format and bytes of one that is no file of its own."""
+    room = MAX_EMBEDDED
+    for image in images:
+        name = picture_name(image)
+        if name is not None:
+            yield name
+            continue
+        data = _bytes(image)
+        room -= len(data)
+        kind = next((kind for magic, kind in _TYPES.items() if data.startswith(magic)), None)
+        if kind is None or room < 0:
+            called = image.name if isinstance(image, ImageRef) else ""
+            raise ImageError(NO_IMAGE if kind is None else TOO_LARGE, called)
+        yield kind, data
+
+
+def _hash(seen: bytes) -> str:
     return hashlib.blake2b(seen, digest_size=16).hexdigest()
-
-
-def picture_value(image: ImageSource) -> str:
-    """A picture as a row names it: a path or a data URL; raises DataError."""
-    name = picture_name(image)
-    if name is not None:
-        return name
-    kind, data = _embedded(image)
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def check_picture(image: ImageSource) -> None:
-    """Raise the DataError that `picture_value` would, at less cost."""
-    if picture_name(image) is None:
-        _embedded(image)
-
-
-def _embedded(image: ImageSource) -> tuple[str, bytes]:
-    """Format and bytes of a picture that is no file of its own."""
-    data = _bytes(image)
-    kind = next((kind for magic, kind in _TYPES.items() if data.startswith(magic)), None)
-    if kind is None:
-        raise ImageError(NO_IMAGE, image.name if isinstance(image, ImageRef) else "")
-    return kind, data
 
 
 def _bytes(image: ImageSource) -> bytes:
@@ -82,11 +107,11 @@ def to_row(sample: Sample, extra: Row | None = None) -> Row:
     """A sample as a row of the form `messages`, with what `extra` holds besides.
 
     Raises:
-        DataError: a picture cannot be read.
+        DataError: a picture cannot be read, or is too large.
     """
     row: Row = {"id": sample.id}
     if sample.images:
-        row["images"] = [picture_value(image) for image in sample.images]
+        row["images"] = picture_values(sample.images)
     if sample.modality != IMAGE:
         row["modality"] = sample.modality
     return row | {"messages": [_turn(m) for m in sample.messages]} | (extra or {})

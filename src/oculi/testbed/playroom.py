@@ -268,7 +268,12 @@ def sheet(level: int, split: str, n: int, out: Path, size: Size | None = None) -
 
 
 def save(picture: Image.Image, out: Path) -> Path:
-    """Write a PNG to `out` with the suffix .png, and return its path; folders are made as needed."""
+    """Write a PNG to `out` with the suffix .png, and return its path; folders are made as needed.
+
+    Raises DataError where `out` names no file.
+    """
+    if not out.name:
+        raise DataError(f"{out}: is a folder; name a PNG file in it")
     path = out.with_suffix(".png")
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path)

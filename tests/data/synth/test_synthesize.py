@@ -1,6 +1,7 @@
 """Synthesis against a server that misbehaves: every answer once, every sample right, no key anywhere."""
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 import pytest
 
 import endpoint as served
+from datafiles import png, write_parquet
 from endpoint import KEY, Server, caption, pairs, status, write_pictures
+from oculi.data import rowfile
 from oculi.data.check import check
 from oculi.data.formats import FileSource
 from oculi.data.synth import asking
@@ -197,18 +200,102 @@ def test_a_refusal_may_be_about_one_picture_or_about_all(server: Server, tmp_pat
     assert rows(tmp_path / "out" / "records.jsonl") == []
     for width in (30, 33):
         server.script[width] = [refuse]
+    flagged = {"code": 403, "message": "flagged", "metadata": {"flagged_input": "..."}}
     server.script[35] = [status(400, "bad", "content_filter")]
-    for width in (31, 32, 34, *range(36, 42)):
+    server.script[36] = [status(403, "bad", "content_policy_violation")]
+    server.script[37] = [lambda handler: handler.send(403, json.dumps({"error": flagged}).encode())]
+    for width in (31, 32, 34, *range(38, 42)):
         server.script[width] = []
     summary = run(folder, server, tmp_path / "out", one)
-    assert (summary.samples, summary.quarantined, summary.unanswered) == (9, 3, 0)
+    assert (summary.samples, summary.quarantined, summary.unanswered) == (7, 5, 0)
     reasons = {row["id"]: row["reason"] for row in rows(tmp_path / "out" / "quarantine.jsonl")}
+    assert reasons["0036"] == "HTTP 403: bad" and reasons["0037"] == "HTTP 403: flagged"
     assert reasons["0030"] == "HTTP 400: no pictures, please" and reasons["0035"] == "HTTP 400: bad"
     # Where others were answered before, it is about the new one.
     write_pictures(folder, [50])
     server.script[50] = [refuse]
     summary = run(folder, server, tmp_path / "out", one)
-    assert (summary.samples, summary.quarantined, summary.unanswered) == (9, 4, 0)
+    assert (summary.samples, summary.quarantined, summary.unanswered) == (7, 6, 0)
+
+
+def test_a_picture_that_is_too_large_for_a_row_is_quarantined_before_it_is_asked_about(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = [png(width, 40).ljust(length, b"\0") for width, length in ((30, 500), (31, 0))]
+    talk = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "x"}]
+    made = [{"id": f"{n}", "images": [one], "conversations": talk} for n, one in enumerate(shapes)]
+    file, out = write_parquet(tmp_path, made), tmp_path / "out"
+    monkeypatch.setattr(rowfile, "MAX_EMBEDDED", 400)
+    summary = run(file, server, out)
+    assert (summary.samples, summary.quarantined, server.widths()) == (1, 1, [31])
+    (bad,) = rows(out / "quarantine.jsonl")
+    assert bad["id"] == "0" and "is too large to stand in a row" in bad["reason"]
+    # One that was answered before this was looked at is in nobody's way either.
+    monkeypatch.setattr(rowfile, "MAX_EMBEDDED", 1)
+    summary = run(file, server, out)
+    assert (summary.samples, summary.quarantined, server.widths()) == (0, 2, [31])
+    assert "too large" in rows(out / "quarantine.jsonl")[1]["reason"]
+
+
+def test_an_answer_is_for_the_bytes_that_were_asked_about(server: Server, tmp_path: Path) -> None:
+    folder, out = write_pictures(tmp_path / "p", [30, 31, 32]), tmp_path / "out"
+    server.script[31] = [served.says("prose")] * 3
+    summary = run(folder, server, out)
+    assert (summary.samples, summary.quarantined, summary.changed) == (2, 1, 0)
+    server.seen.clear()
+    shutil.copytree(folder, tmp_path / "moved" / "p")
+    summary = run(tmp_path / "moved" / "p", server, out)
+    assert (summary.samples, summary.changed, server.widths()) == (2, 0, [])
+    for name, width in (("0030.png", 40), ("0031.png", 41)):  # others under their names
+        (folder / name).write_bytes(png(width, 40))
+    server.script[41] = [served.says("prose")]
+    summary = run(folder, server, out)
+    assert (summary.samples, summary.quarantined, summary.changed) == (3, 0, 2)
+    assert Counter(server.widths()) == {40: 1, 41: 2}
+    assert said(tmp_path) == {
+        f"00{n}": f"A picture {m} pixels wide." for n, m in ((30, 40), (31, 41), (32, 32))
+    }
+    assert "changed since they were asked about: 2 pictures" in "\n".join(summary.lines())
+    assert run(folder, server, out).changed == 0 and len(server.seen) == 3
+
+
+def test_an_answer_to_other_bytes_is_not_written_where_a_new_one_is_missing(
+    server: Server, tmp_path: Path
+) -> None:
+    folder, out = write_pictures(tmp_path / "p", [30, 31, 32]), tmp_path / "out"
+    run(folder, server, out)
+    for name, width in (("0030.png", 40), ("0032.png", 42)):
+        (folder / name).write_bytes(png(width, 40))
+    server.script[40] = [status(401)]
+    with pytest.raises(EndpointError, match="look at the key"):
+        run(folder, server, out, Limits(concurrency=1))
+    assert list(said(tmp_path)) == ["0031"]
+    (folder / "0032.png").write_bytes(b"no picture")
+    summary = run(folder, server, out)
+    assert (summary.samples, summary.quarantined, summary.unanswered) == (2, 1, 0)
+    assert "not a picture" in rows(out / "quarantine.jsonl")[0]["reason"]
+
+
+def test_tries_are_those_with_the_same_bytes(server: Server, tmp_path: Path) -> None:
+    folder, out = write_pictures(tmp_path / "p", [30]), tmp_path / "out"
+    server.script[30] = [served.says("prose")] * 3
+    assert run(folder, server, out).quarantined == 1
+    (folder / "0030.png").write_bytes(png(40, 40))
+    server.script[40] = [served.says("prose"), *[status(401)] * 2]
+    for _ in range(2):
+        with pytest.raises(EndpointError):
+            run(folder, server, out)
+    assert run(folder, server, out).samples == 1 and server.widths() == [30] * 3 + [40] * 4
+
+
+def test_records_without_a_digest_are_taken_as_they_are(server: Server, tmp_path: Path) -> None:
+    folder, out = write_pictures(tmp_path / "p", [30]), tmp_path / "out"
+    run(folder, server, out)
+    record = json.loads((out / "records.jsonl").read_text())
+    del record["digest"]
+    (out / "records.jsonl").write_text(json.dumps(record) + "\n")
+    (folder / "0030.png").write_bytes(png(40, 40))
+    assert run(folder, server, out).samples == 1 and server.widths() == [30]
 
 
 def test_what_pictures_show_stays_with_them(server: Server, tmp_path: Path) -> None:
@@ -236,6 +323,7 @@ def test_a_kill_before_the_plan_has_its_name_is_gone_on_from(
             status(401, f"Incorrect API key provided: {KEY}"),
             r"HTTP 401: .* \*\*\*; look at the key",
         ),
+        (status(403, "the key was revoked", "invalid_api_key"), "HTTP 403: .*; look at the key"),
         (status(404, "no such model"), "HTTP 404: no such model; look at --endpoint"),
         (status(307, Location="https://elsewhere.invalid/"), "a redirect to https://elsewhere.inv"),
         (status(429, "spent", "insufficient_quota"), "the account is spent"),

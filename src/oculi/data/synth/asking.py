@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from oculi.data.rowfile import check_pictures, picture_digest
 from oculi.data.synth.endpoint import Endpoint, Response, Unreachable
 from oculi.data.synth.instructions import Instruction
 from oculi.data.synth.pace import Pace
@@ -19,7 +20,7 @@ from oculi.errors import DataError, EndpointError
 MAX_WAIT: Final = 600.0  # seconds; who is told to come back later than that is told so
 _LONGEST_BACKOFF: Final = 60.0
 _AGAIN: Final = (408, 409, 425, 429)  # and everything from 500 on
-_THIS_ONE: Final = (400, 403, 413, 415, 422)  # says that a request is wrong, perhaps only this one
+_THIS_ONE: Final = (400, 413, 415, 422)  # says that a request is wrong, perhaps only this one
 _SPENT: Final = (  # under whatever status: OpenAI's come with 400, 403 and 429
     "insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "account_deactivated",
 )  # fmt: skip
@@ -79,6 +80,7 @@ class Asker:
         self.unreadable: dict[str, str] = {}
         self.unanswered: dict[str, str] = {}
         self.requests = 0
+        self.changed = 0  # pictures with answers to other bytes than they have
         self._lock = threading.Lock()
         self._failures = 0  # pictures given up since the last answer
         self._answered = any(each.outcome == "ok" for each in records.entries.values())
@@ -92,7 +94,10 @@ class Asker:
             EndpointError: nobody will get an answer. Stopped: the run is over. DiskError.
         """
         try:
+            # First: of a picture that is replaced before it is sent, no answer is then taken for its.
+            item = replace(item, digest=picture_digest(item.image))
             url = data_url(item.image, self.plan.max_side)
+            check_pictures([item.image])
         except DataError as error:
             self.unreadable[item.key] = str(error)
             return
@@ -140,7 +145,7 @@ class Asker:
                 reason = self._reason(response)
                 if _code(response) in _SPENT:
                     raise EndpointError(f"{self.endpoint.url}: {reason}; the account is spent")
-                if response.status in _THIS_ONE:
+                if response.status in _THIS_ONE or _is_filtered(response):
                     return response
                 if response.status not in _AGAIN and response.status < 500:
                     raise EndpointError(f"{self.endpoint.url}: {reason}{_remedy(response)}")
@@ -207,7 +212,7 @@ class Asker:
 def judge(response: Response, asked: Instruction, question: str, endpoint: Endpoint) -> Verdict:
     """What a response of status 200 or of those about a single request is worth."""
     if response.status != 200:
-        outcome: Outcome = "filtered" if _code(response) in _FILTERS else "refused"
+        outcome: Outcome = "filtered" if _is_filtered(response) else "refused"
         return Verdict(
             outcome, f"HTTP {response.status}{endpoint.clean(_message(response))}", _said(response)
         )
@@ -262,6 +267,14 @@ def _code(response: Response) -> str:
     return str(error.get("code")) if isinstance(error, dict) else ""
 
 
+def _is_filtered(response: Response) -> bool:
+    """Whether a content filter speaks, which some have with 403, as others a key that is revoked."""
+    error = _error(response)
+    about = error.get("metadata") if isinstance(error, dict) else None  # OpenRouter's has no code
+    flagged = isinstance(about, dict) and "flagged_input" in about
+    return flagged or _code(response) in _FILTERS
+
+
 def _message(response: Response) -> str:
     """What the server says about its status, with a colon in front; or nothing."""
     if 300 <= response.status < 400:
@@ -272,7 +285,7 @@ def _message(response: Response) -> str:
 
 
 def _remedy(response: Response) -> str:
-    if response.status in (401, 402):
+    if response.status in (401, 402, 403):
         return "; look at the key (--key-env) and the account"
     if response.status == 404:
         return "; look at --endpoint (it mostly ends in /v1) and --model"

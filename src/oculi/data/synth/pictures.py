@@ -36,6 +36,7 @@ class Item:
         text: the row's answers.
         place: file and line.
         modality: of what the picture shows, as its row says.
+        digest: of the bytes that are asked about; empty until then.
     """
 
     key: str
@@ -45,6 +46,7 @@ class Item:
     text: str = ""
     place: str = ""
     modality: str = IMAGE
+    digest: str = ""
 
 
 @dataclass

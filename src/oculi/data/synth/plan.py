@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 from pydantic import Field, ValidationError
 
 from oculi import durable
+from oculi.data.rowfile import picture_digest
 from oculi.data.synth.instructions import Instruction
 from oculi.data.synth.pictures import Item
 from oculi.data.synth.records import Journal
@@ -55,6 +56,12 @@ class Plan(Strict):
             "max_tokens": self.instruction.tokens.most,
         }
         return {key: value for key, value in (body | self.settings).items() if value is not None}
+
+    def limit(self) -> int | None:
+        """Tokens of an answer at most, as the request says under either name; None: it does not."""
+        body = self.body("", "")
+        given = (body.get(name) for name in ("max_tokens", "max_completion_tokens"))
+        return max((value for value in given if type(value) is int), default=None)
 
     def words(self, item: Item) -> tuple[str, str]:
         """What a picture is asked with, and the question of the sample that a caption becomes."""
@@ -108,11 +115,15 @@ def _other(name: str) -> str:
 
 @dataclass(slots=True)
 class Entry:
-    """What is recorded of a picture: the last outcome, how many answers, and where the last one is."""
+    """What is recorded of a picture: the last outcome, how many answers, and where the last one is.
+
+    `digest` is of the bytes that were asked about; empty in records from before it was noted.
+    """
 
     outcome: Outcome
     tries: int
     place: int
+    digest: str = ""
 
 
 @dataclass(slots=True)
@@ -146,8 +157,8 @@ class Records:
     def add(self, item: Item, outcome: Outcome, reason: str, reply: str, **counted: int) -> None:
         """Record an answer; raises DiskError."""
         value = {
-            "key": item.key, "id": item.id, "place": item.place, "outcome": outcome,
-            "reason": reason, "reply": reply, **counted,
+            "key": item.key, "id": item.id, "place": item.place, "digest": item.digest,
+            "outcome": outcome, "reason": reason, "reply": reply, **counted,
         }  # fmt: skip
         with self._lock:
             place = self._journal.add(value)
@@ -165,15 +176,35 @@ def is_open(entries: Mapping[str, Entry], key: str, tries: int) -> bool:
     return entry is None or (entry.outcome == "invalid" and entry.tries < tries)
 
 
+def forget_changed(entries: dict[str, Entry], item: Item) -> bool:
+    """Take out what is recorded of a picture if its bytes are others now; returns whether they are.
+
+    The key of a file is its name, which says nothing of what lies under it now.
+    """
+    entry = entries.get(item.key)
+    if entry is None or entry.digest in ("", item.key):  # bytes inside a row are their own key
+        return False
+    try:
+        changed = picture_digest(item.image) != entry.digest
+    except DataError:  # nobody can say; whoever asks finds out why
+        del entries[item.key]
+        return False
+    if changed:
+        del entries[item.key]
+    return changed
+
+
 def _enter(entries: dict[str, Entry], place: int, value: Mapping[str, Any], path: Path) -> None:
     key, outcome = value.get("key"), value.get("outcome")
     counts = [value.get(name) or 0 for name in ("prompt_tokens", "completion_tokens")]
-    texts = [key, value.get("reply"), value.get("reason")]
+    digest = value.get("digest", "")
+    texts = [key, digest, value.get("reply"), value.get("reason")]
     whole = all(isinstance(text, str) for text in texts) and all(type(n) is int for n in counts)
     if outcome not in _OUTCOMES or not whole:
         raise DataError(f"{path}: byte {place} is no record; take that line out")
     before = entries.get(str(key))
-    entries[str(key)] = Entry(outcome, before.tries + 1 if before else 1, place)
+    again = before is not None and before.digest in ("", digest)
+    entries[str(key)] = Entry(outcome, before.tries + 1 if before and again else 1, place, digest)
 
 
 def peek(out: Path) -> dict[str, Entry]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from oculi.data.container import Row
+from oculi.data.images import ImageError
 from oculi.data.rowfile import root_hint, to_row, write_rows
 from oculi.data.sample import ImageSlot, Message, Sample
 from oculi.data.synth.asking import Asker, Limits
@@ -25,7 +26,7 @@ from oculi.data.synth.endpoint import Endpoint
 from oculi.data.synth.estimate import Prices
 from oculi.data.synth.pace import Pace, Stopped
 from oculi.data.synth.pictures import Item, Pictures
-from oculi.data.synth.plan import Plan, Records, is_open, opened
+from oculi.data.synth.plan import Plan, Records, forget_changed, is_open, opened
 from oculi.data.synth.replies import BadReply, Pairs, read_reply
 from oculi.errors import EndpointError
 
@@ -40,7 +41,7 @@ class Summary:
     """What a folder holds after a run, and what the run took.
 
     Attributes:
-        samples, quarantined, unanswered: pictures.
+        samples, quarantined, unanswered: pictures. changed: had answers to other bytes than they have.
         requests: of this run, those without an answer too.
         prompt_tokens, completion_tokens: of all runs, as the server counted; cost: theirs.
     """
@@ -49,6 +50,7 @@ class Summary:
     samples: int = 0
     quarantined: int = 0
     unanswered: int = 0
+    changed: int = 0
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -66,6 +68,11 @@ class Summary:
             f"{self.out}: {self.samples} samples, {self.quarantined} quarantined "
             f"({QUARANTINE}), {self.unanswered} without an answer"
         )
+        if self.changed:
+            yield (
+                f"changed since they were asked about: {self.changed} pictures; the answers of then "
+                "are not theirs"
+            )
         cost = "" if self.cost is None else f"; cost {self.cost:.2f}"
         yield (
             f"requests of this run: {self.requests}; tokens in all: {self.prompt_tokens} sent, "
@@ -126,6 +133,7 @@ def _ask_all(
     with ThreadPoolExecutor(limits.concurrency) as pool:
         try:
             for item in pictures:
+                asker.changed += forget_changed(asker.records.entries, item)
                 if not is_open(asker.records.entries, item.key, limits.tries):
                     continue
                 if len(waiting) >= 2 * limits.concurrency:
@@ -162,6 +170,7 @@ def _write(
     rows = _rows(pictures, plan, records, asker, tries, quarantined, summary)
     summary.samples = write_rows(out / SAMPLES, rows)
     summary.quarantined = write_rows(out / QUARANTINE, quarantined)
+    summary.changed = asker.changed
     summary.prompt_tokens = records.tokens.prompt
     summary.completion_tokens = records.tokens.completion
     summary.hint = root_hint(out / SAMPLES, pictures.root)
@@ -183,15 +192,20 @@ def _rows(
         "model": plan.model, "strategy": plan.strategy, "instructions": plan.instructions,
     }  # fmt: skip
     for item in pictures:
+        asker.changed += forget_changed(records.entries, item)  # an early end has not come to it
         entry = records.entries.get(item.key)
         if entry is not None and entry.outcome == "ok":
             said = records.read(item.key)
             try:
                 pairs = read_reply(said["reply"], plan.instruction, plan.words(item)[1])
+                row = to_row(_sample(item, pairs), {"synthesis": made_by})
             except BadReply as error:  # somebody has changed the records
                 quarantined.append(_bad(item, f"its record has changed: {error}", said["reply"]))
                 continue
-            yield to_row(_sample(item, pairs), {"synthesis": made_by})
+            except ImageError as error:  # answered before that was looked at
+                quarantined.append(_bad(item, str(error), said["reply"]))
+                continue
+            yield row
         elif item.key in asker.unreadable:
             quarantined.append(_bad(item, asker.unreadable[item.key]))
         elif is_open(records.entries, item.key, tries):
