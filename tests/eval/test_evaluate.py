@@ -10,6 +10,7 @@ import torch
 
 import oculi
 from helpers import HOSTILE, Drawn, Tiny, sample
+from oculi.data.sample import Message
 from oculi.errors import DataError
 from oculi.eval import evaluate as module
 from oculi.eval.asked import Question, Task
@@ -190,6 +191,21 @@ def test_a_constant_per_group_is_the_floor(
     assert result["groups"]["one"]["majority_answer"] == "a"
     assert result["groups"]["two"]["majority"] == 0.5
     assert result["majority"]["score"] == pytest.approx((2 + 1) / 6)
+
+
+def test_a_question_that_the_template_refuses_is_named(
+    loaded: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any is asked; a run then warns and goes on."""
+    _, processor = loaded
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('none') }}{% endif %}"
+    template = refusal + processor.tokenizer.chat_template
+    monkeypatch.setattr(processor.tokenizer, "chat_template", template)
+    plain = sample("q7", "How many?", "two")
+    refused = replace(plain, messages=(Message("system", ("Be brief.",)), *plain.messages))
+    for blind in (False, True):
+        with pytest.raises(DataError, match=r"question q7: .*template refuses.* system, user"):
+            evaluate(*loaded, task(refused), tmp_path / "out", blind=blind)
 
 
 def test_nothing_to_ask(loaded: tuple[Any, Any], tmp_path: Path) -> None:

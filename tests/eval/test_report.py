@@ -21,7 +21,8 @@ from oculi.eval import folder as eval_folder
 from oculi.eval import report
 from oculi.eval.folder import MAX_PICTURE
 from oculi.eval.report import write_report
-from oculi.eval.templates import curves, values
+from oculi.eval.templates import curves, scores, values
+from oculi.eval.templates.contents import Eval, Part
 
 HOSTILE = "\"><script>alert(1)</script>'<img src=x onerror=y>$\\frac{$&amp;\ud800\x00\u202e"
 VOID = {"meta", "img", "br"}
@@ -591,3 +592,16 @@ def test_nothing_is_averaged_across_stages(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(curves, "running_mean", watched)
     curves.curve(np.arange(1.0, 7.0), np.array([1.0, 1, 1, 9, 9, 9]), breaks=[3.0])
     assert averaged == [[1, 1, 1], [9, 9, 9]]
+
+
+def test_files_of_one_name_are_paired_by_their_folders() -> None:
+    """Their tasks have one name, and blind ones sort before others."""
+
+    def made(name: str) -> Eval:
+        return Eval(name, "test", "fine", name.endswith("blind"), Part(None), {})
+
+    names = ["fine-test-2", "fine-test-2-blind", "fine-test", "fine-test-blind", "fine-test-3"]
+    pairs = scores._pairs([made(name) for name in names])
+    assert [(a and a.name, b and b.name) for _, _, a, b in pairs] == [
+        ("fine-test-2", "fine-test-2-blind"), ("fine-test", "fine-test-blind"), ("fine-test-3", None)
+    ]  # fmt: skip

@@ -41,14 +41,23 @@ def encode_question(question: Question, processor: OculiProcessor, blind: bool) 
 
 
 def _length(question: Question, processor: OculiProcessor, blind: bool) -> int:
-    if blind:
-        return processor.length(pieces(without_images(question.messages), []))
-    return processor.length(pieces(question.messages, sizes(question.images)))
+    """Tokens of a prompt; raises DataError as ``encode_question`` does."""
+    messages = without_images(question.messages) if blind else question.messages
+    shown = [] if blind else sizes(question.images)
+    try:
+        return processor.length(pieces(messages, shown))
+    except processor.EncodingError as error:
+        raise DataError(f"question {question.id}: {error}") from None
 
 
 def _needed(asked: Sequence[Question], processor: OculiProcessor) -> int:
     """New tokens that let every true answer be given whole, with the end of its turn."""
-    longest = max(len(processor.chat.encode_text(question.answer)) for question in asked)
+    longest = 0
+    for question in asked:
+        try:
+            longest = max(longest, len(processor.chat.encode_text(question.answer)))
+        except processor.EncodingError as error:
+            raise DataError(f"question {question.id}: {error}") from None
     return max(NEW_TOKENS, longest + 1)
 
 

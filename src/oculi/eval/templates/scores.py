@@ -36,11 +36,15 @@ def scores(evals: Sequence[Eval]) -> str:
 def _pairs(evals: Sequence[Eval]) -> list[tuple[str, str, Eval | None, Eval | None]]:
     """Each seeing evaluation with its blind one; what finds no partner stands alone."""
     blinds = [one for one in evals if one.blind]
+    # Two files of one name are two tasks of one name: their folders tell them apart.
+    claimed = {f"{one.name}-blind" for one in evals if not one.blind}
     pairs: list[tuple[str, str, Eval | None, Eval | None]] = []
     for seeing in evals:
         if not seeing.blind:
-            fits = (b for b in blinds if (b.task, b.stage) == (seeing.task, seeing.stage))
-            partner = next(fits, None)
+            fits = [b for b in blinds if (b.task, b.stage) == (seeing.task, seeing.stage)]
+            own = [b for b in fits if b.name == f"{seeing.name}-blind"]
+            free = [b for b in fits if b.name not in claimed]
+            partner = next(iter(own or free), None)
             if partner:
                 blinds.remove(partner)
             pairs.append((seeing.task, seeing.stage, seeing, partner))
